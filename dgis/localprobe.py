@@ -1,0 +1,70 @@
+"""Ask the services of a local grid whether they answer, as an operator would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from catalog.client import CatalogClient
+from catalog.errors import CatalogError
+from catalog.wire import Site, StorageElement
+from certs.config import IdentityConfig
+from certs.https.session import GridSession
+
+from certs.errors import ServiceError
+from dgis import localgrid
+from dgis.localgrid import GridHomeError, GridOptions, Paths
+
+PAUSE = 0.05
+
+
+def operator_identity(paths: Paths) -> IdentityConfig:
+    """The operator's credential of a local grid."""
+    credential = paths.credential("operator")
+    return IdentityConfig(cert=credential.cert, key=credential.key, trust=paths.trust, gridmap=paths.gridmap)
+
+
+class Probe:
+    """Wait for services until ``deadline`` (monotonic seconds); ``given_up`` says why waiting is in vain."""
+
+    def __init__(self, paths: Paths, *, deadline: float, given_up: Callable[[], str | None]) -> None:
+        self._session = GridSession(operator_identity(paths), connect_timeout=1.0, read_timeout=5.0)
+        self._deadline = deadline
+        self._given_up = given_up
+
+    def wait_https(self, name: str, url: str) -> None:
+        """Return when ``GET /health`` of the service answers."""
+        self._until(f"{name} at {url}", lambda: self._healthy(url))
+
+    def wait_echo(self, aet: str, host: str, port: int) -> None:
+        """Return when the AE answers a C-ECHO."""
+        from dgis.dimse.scu import echo
+
+        self._until(f"AE {aet} at {host}:{port}", lambda: echo(host, port, called_aet=aet, calling_aet="DGISUP").ok)
+
+    def register_elements(self, options: GridOptions, ports: Mapping[str, int]) -> None:
+        """Tell the catalog the site and where its storage elements are reached today."""
+        client = CatalogClient(self._session, localgrid.service_url(ports["catalog"]))
+        try:
+            client.put_site(Site(name=localgrid.SITE, title="This machine"))
+            for name in options.provider_names:
+                doors = (localgrid.door(ports[name]),)
+                client.put_storage_element(StorageElement(name=name, site=localgrid.SITE, doors=doors, state="active"))
+        except CatalogError as error:
+            raise GridHomeError(f"the catalog did not take the storage elements: {error}") from error
+
+    def _healthy(self, url: str) -> bool:
+        try:
+            self._session.json("GET", f"{url}/health")
+        except ServiceError:
+            return False
+        return True
+
+    def _until(self, what: str, answered: Callable[[], bool]) -> None:
+        while not answered():
+            reason = self._given_up()
+            if reason is None and time.monotonic() > self._deadline:
+                reason = "no answer in time"
+            if reason is not None:
+                raise GridHomeError(f"{what}: {reason}")
+            time.sleep(PAUSE)
