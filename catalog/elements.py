@@ -1,0 +1,210 @@
+"""Walk the top-level elements of an encoded data set without building it (PS3.5 section 7; pure).
+
+Nothing nests on the Python stack, every step is bounded, and no byte is changed: what comes out are spans.
+"""
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+IMPLICIT_LE = "1.2.840.10008.1.2"
+EXPLICIT_LE = "1.2.840.10008.1.2.1"
+EXPLICIT_BE = "1.2.840.10008.1.2.2"
+# Deflated Explicit VR LE and the two deflated JPIP syntaxes: the whole data set is one raw deflate stream (PS3.5 A.5).
+DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+_IMPLICIT = frozenset({IMPLICIT_LE, "1.2.840.113619.5.2"})  # the second: GE private, implicit VR with big-endian pixels
+
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_LONG_VR = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_SHORT_VR = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"}
+    | {b"ST", b"TM", b"UI", b"UL", b"US"}
+)
+_WINDOW = 65536
+_INFLATED_CAP = 16 * 1024 * 1024
+_MAX_STEPS = 400_000  # elements and items looked at in one data set
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the elements are written: explicit or implicit VR, little or big endian."""
+
+    explicit: bool = True
+    little: bool = True
+
+    @classmethod
+    def of(cls, transfer_syntax: str) -> Encoding:
+        """Give the encoding of a data set in `transfer_syntax`; an unknown UID means explicit LE (PS3.5 10)."""
+        return cls(explicit=transfer_syntax not in _IMPLICIT, little=transfer_syntax != EXPLICIT_BE)
+
+    @property
+    def syntax(self) -> str:
+        """Name the uncompressed transfer syntax that has this encoding."""
+        if not self.explicit:
+            return IMPLICIT_LE
+        return EXPLICIT_LE if self.little else EXPLICIT_BE
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One top-level element: `start` of its tag, `value` and `end` of its value, all offsets in the data set."""
+
+    tag: int
+    vr: bytes
+    start: int
+    value: int
+    end: int
+    undefined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    tag: int
+    vr: bytes
+    value: int
+    length: int
+
+
+class Window:
+    """Random access to a seekable stream through one buffer; offsets count from where the stream stood."""
+
+    def __init__(self, stream: BinaryIO, *, length: int | None = None) -> None:
+        self._stream = stream
+        self._start = stream.tell()
+        available = stream.seek(0, io.SEEK_END) - self._start
+        self.size = available if length is None else min(length, available)
+        self._base = 0
+        self._buffer = b""
+
+    def read(self, at: int, count: int) -> bytes:
+        """Read `count` bytes at `at`; fewer only at the end."""
+        count = min(count, self.size - at)
+        if count <= 0:
+            return b""
+        low = at - self._base
+        if low < 0 or low + count > len(self._buffer):
+            self._stream.seek(self._start + at)
+            self._buffer = self._stream.read(min(max(count, _WINDOW), self.size - at))
+            self._base, low = at, 0
+        return self._buffer[low : low + count]
+
+
+def inflate(stream: BinaryIO) -> tuple[BinaryIO, bool]:
+    """Inflate the first 16 MiB of a raw deflate stream; say whether that was all of it. Never raises on bad data."""
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    out = bytearray()
+    try:
+        while len(out) < _INFLATED_CAP and not engine.eof:
+            piece = engine.unconsumed_tail or stream.read(_WINDOW)
+            if not piece:
+                break
+            out += engine.decompress(piece, _INFLATED_CAP - len(out))
+    except zlib.error:
+        return io.BytesIO(bytes(out)), False
+    return io.BytesIO(bytes(out)), engine.eof
+
+
+class Walker:
+    """Iterate over the top-level elements of one data set, up to (not into) its pixel data.
+
+    After the iteration: `pixel_offset` is where the pixel data element starts (None: none reached), `complete` is
+    False when the walk had to stop before the end of the data set.
+    """
+
+    def __init__(self, window: Window, encoding: Encoding) -> None:
+        self._window = window
+        self.encoding = _sniff(window, encoding)
+        self._steps = 0
+        self.pixel_offset: int | None = None
+        self.complete = False
+
+    def __iter__(self) -> Iterator[Element]:
+        at = 0
+        while at + 8 <= self._window.size:
+            head = self._head(at, self.encoding.explicit)
+            if head is None or not head.tag >> 16:  # group 0 is no data set element: padding after the end
+                self.complete = head is not None
+                return
+            if head.tag in PIXEL_DATA:
+                self.pixel_offset, self.complete = at, True
+                return
+            if head.tag in (ITEM_END, SEQUENCE_END, ITEM):
+                if head.tag == ITEM_END:  # the end of the item that was handed in as a data set
+                    break
+                at += 8
+                continue
+            end = self._end(head)
+            if end is None:
+                return
+            yield Element(head.tag, head.vr, at, head.value, end, head.length == UNDEFINED)
+            at = end
+        self.complete = True
+
+    def _head(self, at: int, explicit: bool) -> _Head | None:
+        """Read tag, VR and length; None where the bytes end or the walk has gone on too long."""
+        self._steps += 1
+        raw = self._window.read(at, 12)
+        if len(raw) < 8 or self._steps > _MAX_STEPS:
+            return None
+        order = "<" if self.encoding.little else ">"
+        group, element = struct.unpack_from(order + "HH", raw)
+        tag = group << 16 | element
+        long_length = int(struct.unpack_from(order + "I", raw, 4)[0])
+        vr = raw[4:6]
+        if not explicit or group == 0xFFFE:
+            return _Head(tag, b"", at + 8, long_length)
+        if vr in _LONG_VR:
+            return _Head(tag, vr, at + 12, struct.unpack_from(order + "I", raw, 8)[0]) if len(raw) == 12 else None
+        short_length = int(struct.unpack_from(order + "H", raw, 6)[0])
+        if vr in _SHORT_VR or (vr.isalpha() and vr.isupper()) or at + 8 + long_length > self._window.size:
+            return _Head(tag, vr, at + 8, short_length)
+        return _Head(tag, b"", at + 8, long_length)  # an element without VR among explicit ones: seen in the wild
+
+    def _end(self, head: _Head) -> int | None:
+        """Say where the element ends; None when it does not end inside the data set."""
+        if head.length != UNDEFINED:
+            end = head.value + head.length
+            return end if end <= self._window.size else None
+        return self._skip(head.value, self.encoding.explicit and head.vr != b"UN")
+
+    def _skip(self, at: int, explicit: bool) -> int | None:
+        """Step over items of a value of undefined length, however deep, and return the offset after its delimiter."""
+        stack = [("sequence", explicit)]  # the sequences and items open now, with how their elements are written
+        while stack:
+            inside, explicit = stack[-1]
+            head = self._head(at, explicit)
+            if head is None:
+                return None
+            at = head.value
+            if head.tag == SEQUENCE_END or (head.tag == ITEM_END and inside == "item"):
+                stack.pop()
+                if inside == "item" and head.tag == SEQUENCE_END and stack:  # the item's own delimiter is missing
+                    stack.pop()
+            elif head.tag == ITEM and head.length == UNDEFINED:
+                stack.append(("item", explicit))
+            elif head.length == UNDEFINED:  # undefined length UN is implicit VR inside (PS3.5 6.2.2 note)
+                stack.append(("sequence", explicit and head.vr != b"UN"))
+            elif inside == "sequence" and head.tag != ITEM:
+                return None
+            else:
+                at += head.length
+        return at if at <= self._window.size else None
+
+
+def _sniff(window: Window, declared: Encoding) -> Encoding:
+    """Correct explicit against implicit VR by the first element: senders mislabel it, the bytes do not."""
+    raw = window.read(0, 8)
+    if len(raw) < 8:
+        return declared
+    known = raw[4:6] in _LONG_VR or raw[4:6] in _SHORT_VR
+    if declared.explicit and not known and not raw[4:6].isalpha():
+        return Encoding(explicit=False, little=declared.little)
+    if not declared.explicit and known and int.from_bytes(raw[4:8], "little") + 8 > window.size:
+        return Encoding(explicit=True, little=True)
+    return declared

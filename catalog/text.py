@@ -1,0 +1,68 @@
+"""Turn encoded DICOM values into Unicode, and names into the key they are matched by (pure; PS3.5 6.1, 6.2)."""
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+from pydicom.charset import convert_encodings, decode_bytes
+
+INDEXED_LENGTH = 512  # characters; a PostgreSQL index row holds 2704 bytes, and no legal value comes near
+_DELIMITERS = {0x5C, 0x5E, 0x3D, 0x09, 0x0A, 0x0C, 0x0D}
+_SPECIAL = str.maketrans({"ø": "o", "ł": "l", "ı": "i", "đ": "d", "ħ": "h", "æ": "ae", "œ": "oe", "þ": "th", "ð": "d"})
+
+
+@lru_cache(maxsize=256)
+def encodings_of(specific_character_set: bytes) -> tuple[str, ...]:
+    """Name the Python encodings of a (0008,0005) value; what is unknown becomes the default repertoire."""
+    terms = [term.strip(" \0") for term in specific_character_set.decode("ascii", "replace").split("\\")]
+    try:
+        return tuple(convert_encodings(terms))
+    except (LookupError, ValueError):
+        return ("iso8859",)
+
+
+def decode(value: bytes, encodings: tuple[str, ...]) -> str:
+    """Decode a whole value (backslashes included); bytes outside the declared set are read as UTF-8, else as Latin-1.
+
+    Decoding comes before splitting because multi-byte sets may hold 0x5C inside a character.
+    """
+    if value.isascii() and b"\x1b" not in value:
+        return value.decode("ascii")
+    if b"\x1b" in value:
+        try:
+            return decode_bytes(value, encodings, _DELIMITERS)
+        except (LookupError, ValueError):
+            return value.decode("latin-1")
+    for encoding in ("utf-8" if encodings[0] in ("iso8859", "ascii") else encodings[0], "utf-8"):
+        try:
+            return value.decode(encoding)
+        except (LookupError, ValueError):
+            continue
+    return value.decode("latin-1")
+
+
+def clean(text: str) -> str:
+    """Drop what no database takes (NUL, lone surrogates) and the padding around a value."""
+    if "\0" in text:
+        text = text.replace("\0", "")
+    if not text.isascii():
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+    return text.strip(" ")
+
+
+@lru_cache(maxsize=4096)
+def name_key(name: str) -> str:
+    """Fold a person name for matching: no case, no accents, per component group, without trailing delimiters.
+
+    Works on wildcard patterns too: `*` and `?` stay. "Müller^Jörg" and "MULLER^JORG^^" have one key.
+    """
+    groups = [_fold(group).rstrip("^ ") for group in name.split("=")]
+    return "=".join(groups).rstrip("=")
+
+
+def _fold(text: str) -> str:
+    if text.isascii():
+        return text.casefold()
+    decomposed = unicodedata.normalize("NFKD", text.casefold().translate(_SPECIAL))
+    bare = "".join(ch for ch in decomposed if not unicodedata.combining(ch))
+    return bare.casefold().translate(_SPECIAL)
