@@ -1,0 +1,149 @@
+"""Small durable-file helpers: shared directory syncs, locked work directories, files replaced by rename."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import threading
+from pathlib import Path
+
+from dgis.errors import SpoolError, SpoolFull, SpoolLocked
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def spool_error(error: OSError, doing: str) -> SpoolError:
+    """Return the spool's own error for `error`: SpoolFull for a full disk or quota, else SpoolError."""
+    reason = f"{doing}: {error.strerror or error}"
+    return SpoolFull(reason) if error.errno in _FULL else SpoolError(reason)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in `path` survive power loss."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class SharedSync:
+    """One directory whose fsync several threads share (group commit).
+
+    `wait` returns once an fsync that *began* after the call has ended, so that every rename done before it is durable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changed = threading.Condition()
+        self._begun = 0
+        self._done = 0
+        self._running = False
+        self._failed: dict[int, OSError] = {}
+
+    def wait(self) -> None:
+        """Raise OSError when the fsync that covers this call failed."""
+        with self._changed:
+            wanted = self._begun + 1
+            while self._done < wanted:
+                if self._running:
+                    self._changed.wait()
+                else:
+                    self._run()
+            error = next((e for n, e in self._failed.items() if n >= wanted), None)
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        self._running = True
+        self._begun += 1
+        mine, error = self._begun, None
+        self._changed.release()
+        try:
+            fsync_directory(self._path)
+        except OSError as caught:
+            error = caught
+        finally:
+            self._changed.acquire()
+            self._running = False
+            self._done = mine
+            self._failed = {mine: error} if error is not None else {}
+            self._changed.notify_all()
+
+
+class Lock:
+    """An flock on `path`, held until `release` or the end of the process; take it after fork, not before."""
+
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise SpoolLocked(f"{path.name} is held by another process") from error
+
+    def release(self) -> None:
+        """Give the lock back; safe to call twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class WorkDirectory:
+    """A private directory below `parent`, locked while this process lives.
+
+    What crashed processes left below `parent` is removed when one is made, so nothing half-done ever piles up.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        gate = Lock(parent / ".gate", wait=True)
+        try:
+            remove_stale(parent, gate=gate)
+            self.token = f"{os.getpid()}-{secrets.token_hex(4)}"
+            self.path = parent / self.token
+            self.path.mkdir(mode=0o700)
+            self._lock = Lock(self.path / ".lock")
+        finally:
+            gate.release()
+
+    def close(self) -> None:
+        """Remove the directory and everything in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.release()
+
+
+def remove_stale(parent: Path, *, gate: Lock | None = None) -> int:
+    """Remove the work directories below `parent` whose process is gone; returns how many.
+
+    Pass the `gate` when it is already held; it keeps a directory that is just being made from being taken for stale.
+    """
+    held = gate or Lock(parent / ".gate", wait=True)
+    removed = 0
+    try:
+        for directory in [d for d in parent.iterdir() if d.is_dir()]:
+            try:
+                lock = Lock(directory / ".lock")
+            except (SpoolLocked, FileNotFoundError):
+                continue
+            shutil.rmtree(directory, ignore_errors=True)
+            lock.release()
+            removed += 1
+    finally:
+        if gate is None:
+            held.release()
+    return removed
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace `path` by one rename; readers see the old bytes or the new ones, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
