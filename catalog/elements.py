@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 IMPLICIT_LE = "1.2.840.10008.1.2"
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
@@ -51,8 +51,7 @@ class Encoding:
         return EXPLICIT_LE if self.little else EXPLICIT_BE
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):  # a tuple because thousands are made for one header
     """One top-level element: `start` of its tag, `value` and `end` of its value, all offsets in the data set."""
 
     tag: int
@@ -60,11 +59,9 @@ class Element:
     start: int
     value: int
     end: int
-    undefined: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(NamedTuple):
     tag: int
     vr: bytes
     value: int
@@ -121,28 +118,33 @@ class Walker:
         self._window = window
         self.encoding = _sniff(window, encoding)
         self._steps = 0
+        order = "<" if self.encoding.little else ">"
+        self._short = struct.Struct(order + "HH2sH").unpack_from
+        self._long = struct.Struct(order + "HHI").unpack_from
+        self._u32 = struct.Struct(order + "I").unpack_from
         self.pixel_offset: int | None = None
         self.complete = False
 
     def __iter__(self) -> Iterator[Element]:
-        at = 0
-        while at + 8 <= self._window.size:
-            head = self._head(at, self.encoding.explicit)
-            if head is None or not head.tag >> 16:  # group 0 is no data set element: padding after the end
+        at, size, explicit = 0, self._window.size, self.encoding.explicit
+        while at + 8 <= size:
+            head = self._head(at, explicit)
+            if head is None or head.tag < 0x10000:  # group 0 is no data set element: padding after the end
                 self.complete = head is not None
                 return
-            if head.tag in PIXEL_DATA:
+            tag, vr, value, length = head
+            if tag >= 0x7FE00000 and tag in PIXEL_DATA:
                 self.pixel_offset, self.complete = at, True
                 return
-            if head.tag in (ITEM_END, SEQUENCE_END, ITEM):
-                if head.tag == ITEM_END:  # the end of the item that was handed in as a data set
-                    break
+            if tag == ITEM_END:  # the end of the item that was handed in as a data set
+                break
+            if tag in (SEQUENCE_END, ITEM):  # stray delimiters
                 at += 8
                 continue
-            end = self._end(head)
-            if end is None:
+            end = value + length if length != UNDEFINED else self._skip(value, explicit and vr != b"UN")
+            if end is None or end > size:
                 return
-            yield Element(head.tag, head.vr, at, head.value, end, head.length == UNDEFINED)
+            yield Element(tag, vr, at, value, end)
             at = end
         self.complete = True
 
@@ -152,26 +154,20 @@ class Walker:
         raw = self._window.read(at, 12)
         if len(raw) < 8 or self._steps > _MAX_STEPS:
             return None
-        order = "<" if self.encoding.little else ">"
-        group, element = struct.unpack_from(order + "HH", raw)
+        if not explicit:
+            group, element, length = self._long(raw)
+            return _Head(group << 16 | element, b"", at + 8, length)
+        group, element, vr, short_length = self._short(raw)
         tag = group << 16 | element
-        long_length = int(struct.unpack_from(order + "I", raw, 4)[0])
-        vr = raw[4:6]
-        if not explicit or group == 0xFFFE:
-            return _Head(tag, b"", at + 8, long_length)
-        if vr in _LONG_VR:
-            return _Head(tag, vr, at + 12, struct.unpack_from(order + "I", raw, 8)[0]) if len(raw) == 12 else None
-        short_length = int(struct.unpack_from(order + "H", raw, 6)[0])
-        if vr in _SHORT_VR or (vr.isalpha() and vr.isupper()) or at + 8 + long_length > self._window.size:
+        if vr in _SHORT_VR:
             return _Head(tag, vr, at + 8, short_length)
-        return _Head(tag, b"", at + 8, long_length)  # an element without VR among explicit ones: seen in the wild
-
-    def _end(self, head: _Head) -> int | None:
-        """Say where the element ends; None when it does not end inside the data set."""
-        if head.length != UNDEFINED:
-            end = head.value + head.length
-            return end if end <= self._window.size else None
-        return self._skip(head.value, self.encoding.explicit and head.vr != b"UN")
+        if vr in _LONG_VR:
+            return _Head(tag, vr, at + 12, self._u32(raw, 8)[0]) if len(raw) == 12 else None
+        length = self._u32(raw, 4)[0]
+        odd = (vr.isalpha() and vr.isupper()) or (length != UNDEFINED and at + 8 + length > self._window.size)
+        if odd and group != 0xFFFE:
+            return _Head(tag, vr, at + 8, short_length)
+        return _Head(tag, b"", at + 8, length)  # an item, or an element without VR (seen in the wild)
 
     def _skip(self, at: int, explicit: bool) -> int | None:
         """Step over items of a value of undefined length, however deep, and return the offset after its delimiter."""
