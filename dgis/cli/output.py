@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 Format = Literal["text", "json"]
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTLY = 0, 1, 2, 3
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -45,7 +45,7 @@ def collection(data: Path | None) -> tuple[str, list[Image]]:
     if found:
         files = [*files, *(path for root in found for path in sorted(root.rglob("*")) if path.is_file())]
         origin += " and the CT and MR series of " + ", ".join(root.name for root in found)
-    return origin, list(_distinct(files))
+    return origin, list(distinct(files))
 
 
 def _bundled() -> Path:
@@ -72,7 +72,7 @@ def _data_set_offset(path: Path) -> int:
     return 132 + 12 + int(meta.FileMetaInformationGroupLength)
 
 
-def _distinct(files: Iterable[Path]) -> Iterator[Image]:
+def distinct(files: Iterable[Path]) -> Iterator[Image]:
     seen: set[str] = set()
     for path in files:
         image = _read(path)
