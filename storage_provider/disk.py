@@ -1,0 +1,76 @@
+"""Small disk manners shared by the store and the uploads: durable renames, exclusive files, disk-full as an error."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage_provider.errors import LocalFault, NoSpace
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def create(path: Path) -> int:
+    """Open a new private file for reading and writing; it must not exist."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset` (pwrite may be short)."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def make_dirs(path: Path, *, below: Path) -> None:
+    """Make a directory and its parents below `below`, each one durable."""
+    if path == below or path.is_dir():
+        return
+    make_dirs(path.parent, below=below)
+    path.mkdir(mode=0o700, exist_ok=True)
+    fsync_dir(path.parent)
+
+
+def publish(source: Path, target: Path, *, below: Path) -> None:
+    """Rename a synced file to its final name, durably; missing directories below `below` are made."""
+    try:
+        os.replace(source, target)
+    except FileNotFoundError:
+        make_dirs(target.parent, below=below)
+        os.replace(source, target)
+    fsync_dir(target.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file whole by temporary name and rename; after a crash it holds the old or the new content."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        write_at(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def disk_errors(key: str) -> Iterator[None]:
+    """Turn the kernel's words into ours: ENOSPC and EDQUOT are NoSpace, any other OSError a LocalFault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace("the disk is full", key=key) from error
+        raise LocalFault(f"disk: {error.strerror or type(error).__name__}", key=key) from error

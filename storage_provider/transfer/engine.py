@@ -1,0 +1,180 @@
+"""The transfer engine: verified fetches from several replicas, verified stores, deletes, and what the doors are like.
+
+It takes plain sources and a channel factory; it knows no catalog, no scheme and no credential.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from storage_provider.channel import Channel, ObjectSpec, Space, Stored
+from storage_provider.errors import Corrupt, LocalFault, StorageError, Unreachable
+from storage_provider.transfer.fetch import Blame, Caller, Fetch, Patience, Source
+from storage_provider.transfer.landing import Landing
+from storage_provider.transfer.plan import Limits
+from storage_provider.transfer.route import DoorHealth, Doors, Route
+
+__all__ = ["Blame", "DoorHealth", "Doors", "Engine", "Fetched", "Limits", "Patience", "Source"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A verified local copy; `served` gives bytes by SE, `blames` what replicas did wrong on the way."""
+
+    path: Path
+    size: int
+    sha256: str
+    served: tuple[tuple[str, int], ...]
+    blames: tuple[Blame, ...]
+
+
+def never() -> bool:
+    """Be the default of `cancelled`."""
+    return False
+
+
+def _quiet(received: int) -> None:
+    """Be the default of `progress`."""
+
+
+def _unheard(blame: Blame) -> None:
+    """Be the default of `on_blame`."""
+
+
+class Engine:
+    """Moves objects; thread-safe; channels are opened once per door and kept.
+
+    `on_blame` hears of every wrong a replica did, also when the fetch then fails (from the fetching thread).
+    """
+
+    def __init__(
+        self,
+        open_channel: Callable[[str], Channel],
+        *,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+        route: Route | None = None,
+        on_blame: Callable[[Blame], None] = _unheard,
+    ) -> None:
+        self._factory = open_channel
+        self._limits = limits or Limits()
+        self._patience = patience or Patience()
+        self._route = route or Route()
+        self._on_blame = on_blame
+        self._channels: dict[str, Channel] = {}
+        self._lock = threading.Lock()
+
+    def fetch(
+        self,
+        source: Source,
+        target: Path,
+        *,
+        acting_for: str | None = None,
+        cancelled: Callable[[], bool] = never,
+        progress: Callable[[int], None] = _quiet,
+    ) -> Fetched:
+        """Write the object to `target` by temporary file and rename, verified piece by piece and as a whole.
+
+        Uses several replicas at once for a chunked object, falls over to others in mid-object, and blames a bad chunk
+        on its source. `cancelled` is asked ten times a second; `progress` hears the verified bytes. Raises Cancelled;
+        NoSpace or LocalFault for the local disk; else the error of the replicas, a passing one if any was passing.
+        """
+        ObjectSpec(source.key, source.size, source.sha256, source.chunks)
+        with Landing(target, source.key) as landing:
+            fetch = Fetch(source, landing, route=self._route, open_channel=self.channel, limits=self._limits)
+            try:
+                fetch.run(Caller(acting_for, cancelled, progress), self._patience)
+            finally:
+                for blame in fetch.blames:
+                    self._on_blame(blame)
+            landing.publish()
+        return Fetched(target, source.size, source.sha256, tuple(fetch.served.items()), tuple(fetch.blames))
+
+    def store(
+        self, spec: ObjectSpec, path: Path, doors: Doors, *, offset: int = 0, acting_for: str | None = None
+    ) -> Stored:
+        """Store the first `spec.size` bytes of `path` (from `offset`) at one SE, verified at the far side.
+
+        Idempotent and resumable. Bytes after the object's are ignored; a shorter file is a LocalFault.
+        """
+        try:
+            length = path.stat().st_size
+        except OSError as error:
+            raise LocalFault(f"cannot read the file to store: {error.strerror}", key=spec.key) from error
+        if length < offset + spec.size:
+            raise LocalFault("the file to store is shorter than the object", key=spec.key)
+        stored = self._try_doors(
+            doors, lambda channel: channel.put(spec, path, offset=offset, acting_for=acting_for), key=spec.key
+        )
+        if (stored.key, stored.size, stored.sha256) != (spec.key, spec.size, spec.sha256):
+            raise Corrupt("the far side stored something else", key=spec.key)
+        return stored
+
+    def delete(self, doors: Doors, key: str) -> None:
+        """Remove a replica; NotFound when it is not there."""
+        self._try_doors(doors, lambda channel: channel.delete(key), key=key)
+
+    def checksum(self, doors: Doors, key: str) -> str:
+        """Let an SE re-read an object; its SHA-256 as it is there now."""
+        return self._try_doors(doors, lambda channel: channel.checksum(key), key=key)
+
+    def space(self, doors: Doors) -> Space:
+        """Ask an SE for its space (and so whether it answers)."""
+        return self._try_doors(doors, lambda channel: channel.space(), key="")
+
+    def pull(
+        self,
+        spec: ObjectSpec,
+        doors: Doors,
+        sources: tuple[str, ...],
+        permit: str | None,
+        *,
+        acting_for: str | None = None,
+    ) -> Stored:
+        """Let an SE fetch the object from other SEs' doors (third-party copy)."""
+        return self._try_doors(
+            doors, lambda channel: channel.pull(spec, sources, permit, acting_for=acting_for), key=spec.key
+        )
+
+    def health(self) -> dict[str, DoorHealth]:
+        """Return what the last calls showed of every SE that was asked."""
+        return self._route.health()
+
+    def channel(self, url: str) -> Channel:
+        """Return the kept channel of a door."""
+        with self._lock:
+            channel = self._channels.get(url)
+            if channel is None:
+                channel = self._channels[url] = self._factory(url)
+            return channel
+
+    def close(self) -> None:
+        """Close every channel."""
+        with self._lock:
+            channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            channel.close()
+
+    def _try_doors(self, doors: Doors, call: Callable[[Channel], T], *, key: str) -> T:
+        """Use the first door that answers; fall through on Unreachable only."""
+        unreachable: Unreachable | None = None
+        for url in self._route.order(doors):
+            try:
+                result = call(self.channel(url))
+            except Unreachable as error:
+                self._route.failed(doors.se, url, error.detail)
+                unreachable = error
+            except StorageError as error:
+                if not isinstance(error, LocalFault):
+                    self._route.worked(doors.se, url)
+                raise
+            else:
+                self._route.worked(doors.se, url)
+                return result
+        raise unreachable or Unreachable("the storage element has no doors", key=key)

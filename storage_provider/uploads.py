@@ -1,0 +1,259 @@
+"""Resumable uploads on disk: one folder each, the bytes in place and a journal of the ranges that are safe.
+
+    ROOT/uploads/ID/data          the bytes, allocated in full at the beginning (so disk full shows at once)
+    ROOT/uploads/ID/journal.json  rewritten by rename after the bytes were synced
+An upload belongs to (owner, key): the same owner's next try finds it, nobody else can touch it. What a journal cannot
+vouch for after a kill is missing again; a folder without a readable journal is thrown away at start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from storage_provider.channel import ObjectSpec, Stored
+from storage_provider.checksum import CHUNK_BYTES, blocks, sha256_of
+from storage_provider.disk import create, disk_errors, fsync_dir, replace_file, write_at
+from storage_provider.errors import Conflict, Corrupt, NotFound, StorageError
+from storage_provider.ranges import Ranges
+from storage_provider.store import Store
+from storage_provider.upload import Upload
+from storage_provider.wire import Journal
+
+EXPIRY_SECONDS = 24 * 3600.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    owner: str
+    upload: Upload
+    touched: float
+
+
+class Uploads:
+    """The uploads of one store; thread-safe; blocking."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._root = store.root / "uploads"
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        for folder in self._root.iterdir():
+            self._reload(folder)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def begin(self, spec: ObjectSpec, owner: str) -> tuple[str, Upload]:
+        """Begin an upload or take it up again: (id, state). NoSpace when there is no room for it.
+
+        An earlier upload of the same key with another size or other chunks is given up for this one.
+        """
+        self.expire()
+        ident = _ident(owner, spec.key)
+        with self._lock:
+            entry = self._entries.get(ident)
+            if entry is not None and entry.upload.spec != spec:
+                self._drop(ident, entry.upload.abort())
+                entry = None
+            if entry is None:
+                entry = _Entry(owner, Upload(spec), self._clock())
+                self._create(ident, entry)
+                self._entries[ident] = entry
+            return ident, entry.upload
+
+    def status(self, ident: str, owner: str) -> Upload:
+        """Return an upload's state."""
+        with self._lock:
+            return self._entry(ident, owner).upload
+
+    def open_range(self, ident: str, owner: str, start: int, stop: int) -> RangeWriter:
+        """Claim a range for writing; end it with `close`."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            entry.upload = entry.upload.claim(start, stop)
+            entry.touched = self._clock()
+            known = entry.upload.known(start, stop)
+        fd = os.open(self._root / ident / "data", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return RangeWriter(self, ident=ident, owner=owner, span=(start, stop), known=known, fd=fd)
+
+    def land(self, ident: str, owner: str, start: int, reached: int, stop: int) -> Upload:
+        """End a claim whose bytes up to `reached` are synced; journal it."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            entry.upload = entry.upload.land(start, reached, stop)
+            self._journal(ident, entry)
+            return entry.upload
+
+    def commit(self, ident: str, owner: str) -> Stored:
+        """Verify the bytes on disk and make them the object; Corrupt makes the bad chunks missing again."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            entry.upload = entry.upload.verify()
+        spec, data = entry.upload.spec, self._root / ident / "data"
+        try:
+            with disk_errors(spec.key):
+                good = sha256_of(data) == spec.sha256
+                bad = () if good else _bad_chunks(data, spec)
+        except StorageError:
+            with self._lock:
+                entry.upload = entry.upload.reject(tuple(range(len(spec.chunks))))
+            raise
+        return self._adopt(ident, entry, data) if good else self._reject(ident, entry, bad)
+
+    def abort(self, ident: str, owner: str) -> None:
+        """Give an upload up and free its room."""
+        with self._lock:
+            self._drop(ident, self._entry(ident, owner).upload.abort())
+
+    def expire(self) -> None:
+        """Give up uploads that nobody touched for a day."""
+        limit = self._clock() - EXPIRY_SECONDS
+        with self._lock:
+            for ident, entry in list(self._entries.items()):
+                if entry.touched < limit and not entry.upload.claimed and entry.upload.state == "receiving":
+                    self._drop(ident, entry.upload)
+
+    def _adopt(self, ident: str, entry: _Entry, data: Path) -> Stored:
+        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        with self._lock:
+            del self._entries[ident]
+            entry.upload = entry.upload.accept()
+        try:
+            stored, _ = self._store.adopt(data, entry.upload.spec.key, entry.upload.spec.size)
+        finally:
+            shutil.rmtree(self._root / ident, ignore_errors=True)
+        return stored
+
+    def _reject(self, ident: str, entry: _Entry, bad: tuple[int, ...]) -> Stored:
+        with self._lock:
+            entry.upload = entry.upload.reject(bad)
+            if bad:
+                self._journal(ident, entry)
+            else:
+                self._drop(ident, entry.upload)
+        raise Corrupt("the uploaded bytes do not have the key's SHA-256", key=entry.upload.spec.key, bad_chunks=bad)
+
+    def _entry(self, ident: str, owner: str) -> _Entry:
+        entry = self._entries.get(ident)
+        if entry is None or entry.owner != owner:
+            raise NotFound("no such upload")
+        return entry
+
+    def _create(self, ident: str, entry: _Entry) -> None:
+        spec, folder = entry.upload.spec, self._root / ident
+        self._store.ledger.promise(spec.size)
+        try:
+            with disk_errors(spec.key):
+                folder.mkdir(mode=0o700)
+                fd = create(folder / "data")
+                try:
+                    if spec.size:
+                        os.posix_fallocate(fd, 0, spec.size)
+                finally:
+                    os.close(fd)
+                self._journal(ident, entry)
+                fsync_dir(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._store.ledger.release(spec.size)
+            raise
+
+    def _journal(self, ident: str, entry: _Entry) -> None:
+        spec = entry.upload.spec
+        journal = Journal(
+            key=spec.key, size=spec.size, chunks=spec.chunks, owner=entry.owner, received=entry.upload.received.spans
+        )
+        with disk_errors(spec.key):
+            replace_file(self._root / ident / "journal.json", journal.model_dump_json().encode())
+
+    def _drop(self, ident: str, upload: Upload) -> None:
+        del self._entries[ident]
+        shutil.rmtree(self._root / ident, ignore_errors=True)
+        self._store.ledger.release(upload.spec.size)
+
+    def _reload(self, folder: Path) -> None:
+        try:
+            raw = (folder / "journal.json").read_bytes()
+            journal = Journal.model_validate_json(raw)
+            spec = ObjectSpec(journal.key, journal.size, journal.key[-64:], journal.chunks)
+            upload = Upload(spec, Ranges.of(journal.received))
+            touched = (folder / "journal.json").stat().st_mtime
+            usable = (folder / "data").stat().st_size == spec.size and folder.name == _ident(journal.owner, spec.key)
+        except (OSError, ValidationError, StorageError):
+            usable = False
+        if not usable:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        self._store.ledger.promise(spec.size, allocated=True)
+        self._entries[folder.name] = _Entry(journal.owner, upload, touched)
+
+
+class RangeWriter:
+    """One range on its way into an upload; not thread-safe."""
+
+    def __init__(
+        self, uploads: Uploads, *, ident: str, owner: str, span: tuple[int, int], known: Ranges, fd: int
+    ) -> None:
+        self._uploads = uploads
+        self._ident = ident
+        self._owner = owner
+        self._start, self._stop = span
+        self._known = known
+        self._fd = fd
+        self._reached = self._start
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write the next bytes; Conflict when they differ from what came for the same place before."""
+        view = memoryview(data)
+        end = self._reached + len(view)
+        if end > self._stop:
+            raise Conflict("more bytes than the range has")
+        with disk_errors(""):
+            for start, stop in self._known.intersect(self._reached, end):
+                if os.pread(self._fd, stop - start, start) != view[start - self._reached : stop - self._reached]:
+                    raise Conflict("the bytes differ from those received before for the same range")
+            for start, stop in self._known.missing(self._reached, end):
+                write_at(self._fd, view[start - self._reached : stop - self._reached], start)
+        self._reached = end
+
+    def close(self) -> Upload:
+        """Sync what came, even when the range is not whole, and journal it; the upload's new state."""
+        try:
+            with disk_errors(""):
+                os.fdatasync(self._fd)
+        except StorageError:
+            self._reached = self._start
+            raise
+        finally:
+            os.close(self._fd)
+            upload = self._uploads.land(self._ident, self._owner, self._start, self._reached, self._stop)
+        return upload
+
+
+def _ident(owner: str, key: str) -> str:
+    return hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()[:32]
+
+
+def _bad_chunks(data: Path, spec: ObjectSpec) -> tuple[int, ...]:
+    if not spec.chunks:
+        return ()
+    fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = [hashlib.sha256(b).hexdigest() for b in blocks(fd, offset=0, length=spec.size, block=CHUNK_BYTES)]
+    finally:
+        os.close(fd)
+    return tuple(n for n, (have, want) in enumerate(zip(found, spec.chunks, strict=True)) if have != want)

@@ -1,0 +1,272 @@
+"""The disk store: whole or not at all, once, durable, within its room."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from storage_provider import disk
+from storage_provider.checksum import CHUNK_BYTES, digests_of
+from storage_provider.errors import Busy, Conflict, Corrupt, LocalFault, NoSpace, NotFound, Refused
+from storage_provider.keys import object_key
+from storage_provider.store import Store
+from storage_provider.uploads import EXPIRY_SECONDS, Uploads
+from tests.conformance.memory_channel import spec_of
+
+DATA = random.Random(3).randbytes(100_000)
+BIG = random.Random(4).randbytes(2 * CHUNK_BYTES + 99)
+ME = "/O=Grid/CN=me"
+
+
+def put(store: Store, data: bytes, *, key: str | None = None) -> bool:
+    incoming = store.begin(key or object_key(hashlib.sha256(data).hexdigest()), len(data))
+    for at in range(0, len(data), 30_000):
+        incoming.write(data[at : at + 30_000])
+    return incoming.commit()[1]
+
+
+def files(root: Path, *, below: str) -> list[Path]:
+    return [path for path in (root / below).rglob("*") if path.is_file()]
+
+
+def upload(uploads: Uploads, ident: str, data: bytes, start: int, stop: int) -> None:
+    writer = uploads.open_range(ident, ME, start, stop)
+    writer.write(data[start:stop])
+    writer.close()
+
+
+def test_put_read_list_delete(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    specs = [spec_of(DATA + bytes([n])) for n in range(30)]
+    for n in range(30):
+        assert put(store, DATA + bytes([n]))
+    keys = sorted(spec.key for spec in specs)
+    assert [stat.key for stat in store.list()] == keys
+    assert [stat.key for stat in store.list(after=keys[9])] == keys[10:]
+    assert [stat.key for stat in store.list(keys[4][:6])] == [key for key in keys if key.startswith(keys[4][:6])]
+    fd, size = store.open(keys[0])
+    os.close(fd)
+    assert size == len(DATA) + 1
+    assert store.checksum(keys[0]) == (keys[0][-64:], size)
+    store.delete(keys[0])
+    with pytest.raises(NotFound):
+        store.stat(keys[0])
+    with pytest.raises(NotFound):
+        store.delete(keys[0])
+    assert store.space().used == 29 * (len(DATA) + 1)
+
+
+def test_the_same_object_again_is_kept_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert put(store, DATA) is True
+    assert put(store, DATA) is False
+    assert store.space().used == len(DATA)
+    assert len(files(tmp_path, below="objects")) == 1 and not files(tmp_path, below="stage")
+
+
+def test_a_rotten_object_is_not_taken_for_already_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store, DATA)
+    (path,) = files(tmp_path, below="objects")
+    path.write_bytes(b"\0" + DATA[1:])
+    assert store.confirm(spec_of(DATA).key, len(DATA)) is None
+    assert put(store, DATA) is True
+    assert path.read_bytes() == DATA
+    assert store.space().used == len(DATA)
+
+
+def test_wrong_bytes_leave_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Corrupt):
+        put(store, DATA[:-1] + b"!", key=spec_of(DATA).key)
+    incoming = store.begin(spec_of(DATA).key, len(DATA))
+    with pytest.raises(Refused):
+        incoming.write(DATA + b"more")
+    incoming = store.begin(spec_of(DATA).key, len(DATA))
+    incoming.write(DATA[:10])
+    with pytest.raises(Refused):
+        incoming.commit()
+    assert not files(tmp_path, below="stage") and not list(store.list())
+    assert store.space().used == 0 and store.ledger.space().free > 0
+
+
+def test_quota_and_reserve(tmp_path: Path) -> None:
+    store = Store(tmp_path, quota=250_000)
+    put(store, DATA)
+    put(store, DATA + b"1")
+    with pytest.raises(NoSpace):
+        put(store, DATA + b"2")
+    store.delete(spec_of(DATA).key)
+    put(store, DATA + b"2")
+    store.close()
+    with pytest.raises(NoSpace):
+        put(Store(tmp_path, reserve=1 << 60), DATA + b"3")
+
+
+def test_disk_full_in_the_middle_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    incoming = store.begin(spec_of(DATA).key, len(DATA))
+    incoming.write(DATA[:10])
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "pwrite", full)
+    with pytest.raises(NoSpace):
+        incoming.write(DATA[10:])
+    assert not files(tmp_path, below="stage")
+    assert store.ledger.space().used == 0
+
+
+def test_one_server_per_store_and_orphans_cleaned(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(spec_of(DATA).key, len(DATA)).write(DATA)
+    with pytest.raises(LocalFault):
+        Store(tmp_path)
+    store.close()
+    assert files(tmp_path, below="stage")
+    again = Store(tmp_path)
+    assert not files(tmp_path, below="stage") and not list(again.list())
+
+
+def test_set_aside_takes_an_object_out_of_sight(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store, DATA)
+    away = store.set_aside(spec_of(DATA).key)
+    assert away.read_bytes() == DATA and not list(store.list()) and store.space().used == 0
+
+
+def test_foreign_files_are_not_objects(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store, DATA)
+    folder = files(tmp_path, below="objects")[0].parent
+    (folder / "x").write_text("x")
+    (folder / ("Z" * 64)).write_text("x")
+    assert len(list(store.list())) == 1
+
+
+def test_upload_in_ranges_and_after_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    uploads, spec = Uploads(store), spec_of(BIG)
+    ident, state = uploads.begin(spec, ME)
+    assert state.missing == ((0, len(BIG)),)
+    upload(uploads, ident, BIG, 1000, 5000)
+    upload(uploads, ident, BIG, CHUNK_BYTES, len(BIG))
+    store.close()
+    store = Store(tmp_path)
+    uploads = Uploads(store)
+    again, state = uploads.begin(spec, ME)
+    assert again == ident and state.missing == ((0, 1000), (5000, CHUNK_BYTES))
+    upload(uploads, ident, BIG, 0, CHUNK_BYTES)
+    assert uploads.commit(ident, ME).sha256 == spec.sha256
+    assert [stat.key for stat in store.list()] == [spec.key]
+    assert not list((tmp_path / "uploads").iterdir()) and len(uploads) == 0
+    assert store.space().used == len(BIG)
+
+
+def test_a_range_cut_short_counts_as_far_as_it_came(tmp_path: Path) -> None:
+    uploads, spec = Uploads(Store(tmp_path)), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    writer = uploads.open_range(ident, ME, 0, 100_000)
+    writer.write(BIG[:70_000])
+    with pytest.raises(Busy):
+        uploads.open_range(ident, ME, 99_000, 200_000)
+    assert writer.close().missing == ((70_000, len(BIG)),)
+
+
+def test_differing_overlap_is_a_conflict_and_harms_nothing(tmp_path: Path) -> None:
+    uploads, spec = Uploads(Store(tmp_path)), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    upload(uploads, ident, BIG, 0, 100_000)
+    writer = uploads.open_range(ident, ME, 50_000, 150_000)
+    with pytest.raises(Conflict):
+        writer.write(b"\0" * 100_000)
+    writer.close()
+    upload(uploads, ident, BIG, 50_000, len(BIG))
+    assert uploads.commit(ident, ME).size == len(BIG)
+
+
+def test_a_bad_chunk_is_missing_again(tmp_path: Path) -> None:
+    uploads, spec = Uploads(Store(tmp_path)), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    bad = BIG[: CHUNK_BYTES + 5] + b"!" + BIG[CHUNK_BYTES + 6 :]
+    upload(uploads, ident, bad, 0, len(bad))
+    with pytest.raises(Corrupt) as caught:
+        uploads.commit(ident, ME)
+    assert caught.value.bad_chunks == (1,)
+    assert uploads.status(ident, ME).missing == ((CHUNK_BYTES, 2 * CHUNK_BYTES),)
+    upload(uploads, ident, BIG, CHUNK_BYTES, 2 * CHUNK_BYTES)
+    uploads.commit(ident, ME)
+
+
+def test_wrong_bytes_without_chunk_digests_end_the_upload(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    uploads, spec = Uploads(store), spec_of(DATA)
+    ident, _ = uploads.begin(spec, ME)
+    upload(uploads, ident, b"\0" * len(DATA), 0, len(DATA))
+    with pytest.raises(Corrupt):
+        uploads.commit(ident, ME)
+    assert len(uploads) == 0 and not list((tmp_path / "uploads").iterdir()) and not list(store.list())
+
+
+def test_an_upload_belongs_to_its_owner(tmp_path: Path) -> None:
+    uploads, spec = Uploads(Store(tmp_path)), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    other, _ = uploads.begin(spec, "/O=Grid/CN=other")
+    assert other != ident
+    with pytest.raises(NotFound):
+        uploads.status(ident, "/O=Grid/CN=other")
+    with pytest.raises(NotFound):
+        uploads.commit(ident, "/O=Grid/CN=other")
+
+
+def test_uploads_expire_and_give_room_back(tmp_path: Path) -> None:
+    now = [1000.0]
+    store = Store(tmp_path, quota=len(BIG) + 10)
+    uploads, spec = Uploads(store, clock=lambda: now[0]), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    with pytest.raises(NoSpace):
+        uploads.begin(spec, "/O=Grid/CN=other")
+    now[0] += EXPIRY_SECONDS + 1
+    uploads.begin(spec, "/O=Grid/CN=other")
+    with pytest.raises(NotFound):
+        uploads.status(ident, ME)
+
+
+def test_abort_frees_the_room(tmp_path: Path) -> None:
+    store = Store(tmp_path, quota=len(BIG))
+    uploads, spec = Uploads(store), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    assert store.space().free == 0
+    uploads.abort(ident, ME)
+    assert store.space().free == len(BIG)
+
+
+@pytest.mark.parametrize("harm", ["journal", "data", "truncate", "stranger"])
+def test_a_broken_upload_folder_is_thrown_away_at_start(tmp_path: Path, harm: str) -> None:
+    store = Store(tmp_path)
+    ident, _ = Uploads(store).begin(spec_of(BIG), ME)
+    folder = tmp_path / "uploads" / ident
+    if harm == "journal":
+        (folder / "journal.json").write_text("{")
+    elif harm == "data":
+        (folder / "data").unlink()
+    elif harm == "truncate":
+        (folder / "data").write_bytes(b"")
+    else:
+        folder.rename(folder.with_name("f" * 32))
+    store.close()
+    store = Store(tmp_path)
+    assert len(Uploads(store)) == 0 and not list((tmp_path / "uploads").iterdir())
+    assert store.space().free > 0
+
+
+def test_digests_of_agrees_with_the_double(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"head" + BIG + b"tail")
+    assert digests_of(path, size=len(BIG), offset=4) == (spec_of(BIG).sha256, spec_of(BIG).chunks)
