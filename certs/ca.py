@@ -1,0 +1,276 @@
+"""The site CA: root -> issuing -> leaf, CRLs, and the trust directory that everybody else reads.
+
+Layout below HOME::
+
+    ca/root/{root.cert.pem,root.key.pem}        take root.key.pem offline for a real site
+    ca/issuing/{issuing.cert.pem,issuing.key.pem,certs.sqlite}
+    trust/HASH.0 HASH.r0 HASH.signing_policy    per CA, as GCT and OpenSSL look them up; ca.pem: both CAs in one file
+    gridmap                                     DN -> account, roles
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from certs import profiles
+from certs.credential import Credential
+from certs.dn import DN
+from certs.errors import CaError
+from certs.files import write_atomically
+from certs.gridmap import map_dn
+from certs.profiles import Authority, CrlRequest, LeafKey, LeafRequest
+from certs.store import Issued, Store
+from certs.trustdir import publish_ca, publish_crl
+
+CRL_LIFE = timedelta(hours=36)
+# The root's key is offline at a real site: its CRL is re-issued when the key is at hand and lasts for a year.
+ROOT_CRL_LIFE = timedelta(days=366)
+_PRIVATE = 0o600
+_PUBLIC = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where the parts of a site CA lie."""
+
+    home: Path
+
+    @property
+    def trust(self) -> Path:
+        return self.home / "trust"
+
+    @property
+    def gridmap(self) -> Path:
+        return self.home / "gridmap"
+
+    @property
+    def store(self) -> Store:
+        return Store(self.home / "ca" / "issuing" / "certs.sqlite")
+
+    def credential(self, authority: str) -> Credential:
+        directory = self.home / "ca" / authority
+        return Credential(directory / f"{authority}.cert.pem", directory / f"{authority}.key.pem")
+
+    def authority(self, authority: str) -> Authority:
+        credential = self.credential(authority)
+        if not credential.cert.exists():
+            raise CaError(f"{self.home}: no site CA here; run: dgis-certs init --home {self.home}")
+        key = credential.private_key()
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise CaError(f"{credential.key}: a CA key must be RSA, or stock grid tools refuse what it signs")
+        return Authority(credential.chain()[0], key)
+
+
+def init_site(home: Path, *, organisation: str) -> None:
+    """Create a site: root and issuing CA, trust directory with CRLs, empty gridmap.
+
+    Idempotent: an existing CA is left as it is, missing parts of the trust directory are published again.
+    """
+    _check_text(organisation, "organisation")
+    site = _Site(home)
+    now = datetime.now(UTC)
+    if not site.credential("issuing").cert.exists():
+        _create_authorities(site, organisation, now)
+    issuing, root = (site.credential(authority).chain()[0] for authority in ("issuing", "root"))
+    site.trust.mkdir(parents=True, exist_ok=True)
+    publish_ca(site.trust, (root, issuing), organisation=_organisation(issuing))
+    if not site.gridmap.exists():
+        write_atomically(site.gridmap, b'# "/DN" account role,role\n', mode=_PUBLIC)
+    refresh_crls(home)
+
+
+def _create_authorities(site: _Site, organisation: str, now: datetime) -> None:
+    root = profiles.root(organisation, now=now)
+    issuing = profiles.issuing(organisation, root, now=now)
+    for authority, made in (("root", root), ("issuing", issuing)):
+        credential = site.credential(authority)
+        credential.cert.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(credential.key, _key_pem(made.key), mode=_PRIVATE)
+    site.store.create()
+    with site.store.exclusive() as books:
+        for authority, made in (("root", root), ("root", issuing)):
+            books.add(_record(made.cert, authority=authority, profile="ca"))
+    # The issuing certificate comes last: while it is missing the site is not initialised
+    for authority, made in (("root", root), ("issuing", issuing)):
+        write_atomically(site.credential(authority).cert, _pem((made.cert,)), mode=_PUBLIC)
+
+
+def issue_host(
+    home: Path,
+    name: str,
+    *,
+    dns: Iterable[str] = (),
+    ips: Iterable[str] = (),
+    roles: Iterable[str] = (),
+    out: Path,
+) -> Credential:
+    """Issue a P-256 host or service credential NAME.cert.pem/NAME.key.pem into ``out`` and map it in the gridmap.
+
+    ``dns`` and ``ips`` become its SAN; without either, ``name`` is taken as its DNS name.
+    """
+    _check_text(name, "name")
+    addresses = tuple(ips)
+    names = profiles.host_names(tuple(dns) or (() if addresses else (name,)), addresses)
+    site = _Site(home)
+    issuing = site.authority("issuing")
+    subject = profiles.name(_organisation(issuing.cert), name, unit="Hosts")
+    request = LeafRequest(subject, names, profiles.HOST_LIFE)
+    return _issue(site, issuing, request, _Target(name, "host", profiles.new_host_key(), frozenset(roles), out))
+
+
+def issue_user(home: Path, name: str, *, roles: Iterable[str] = (), out: Path) -> Credential:
+    """Issue an RSA user credential NAME.cert.pem/NAME.key.pem into ``out`` and map it in the gridmap."""
+    _check_text(name, "name")
+    site = _Site(home)
+    issuing = site.authority("issuing")
+    subject = profiles.name(_organisation(issuing.cert), name, unit="People")
+    request = LeafRequest(subject, (), profiles.USER_LIFE)
+    return _issue(site, issuing, request, _Target(name, "user", profiles.new_user_key(), frozenset(roles), out))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a new credential goes, under which profile, and what it may do."""
+
+    name: str
+    profile: str
+    key: LeafKey
+    roles: frozenset[str]
+    out: Path
+
+
+def _issue(site: _Site, issuing: Authority, request: LeafRequest, target: _Target) -> Credential:
+    cert = profiles.leaf(request, target.key.public_key(), issuing, now=datetime.now(UTC))
+    with site.store.exclusive() as books:
+        books.add(_record(cert, authority="issuing", profile=target.profile))
+    target.out.mkdir(parents=True, exist_ok=True)
+    credential = Credential(target.out / f"{target.name}.cert.pem", target.out / f"{target.name}.key.pem")
+    write_atomically(credential.key, _key_pem(target.key), mode=_PRIVATE)
+    write_atomically(credential.cert, _pem((cert, issuing.cert)), mode=_PUBLIC)
+    account = target.name.replace(" ", "_")
+    map_dn(site.gridmap, DN.from_name(cert.subject), account=account, roles=target.roles)
+    return credential
+
+
+def revoke(home: Path, cert: Path) -> None:
+    """Revoke a certificate that this CA issued and publish the CRL that says so, at once.
+
+    Idempotent. Raises CaError for a certificate of another CA.
+    """
+    site = _Site(home)
+    leaf = Credential(cert, cert).chain()[0]
+    with site.store.exclusive() as books:
+        issued = books.find(leaf.serial_number)
+        if issued is None or leaf.issuer != site.credential(issued.authority).chain()[0].subject:
+            raise CaError(f"{cert}: not issued by the CA in {home}")
+        books.revoke(leaf.serial_number, at=datetime.now(UTC))
+    refresh_crls(home)
+
+
+def refresh_crls(home: Path) -> datetime:
+    """Re-issue the CRLs and publish them; returns when the first of them runs out.
+
+    Call it hourly. The root's CRL is re-issued only while the root's key is there.
+    """
+    site = _Site(home)
+    ends = []
+    for authority, life in (("root", ROOT_CRL_LIFE), ("issuing", CRL_LIFE)):
+        if authority == "root" and not site.credential("root").key.exists():
+            continue
+        parent = site.authority(authority)
+        # One transaction around number, signature and publication: a CRL never overwrites one that knows more
+        with site.store.exclusive() as books:
+            now = datetime.now(UTC)
+            number, this_update = books.next_crl(authority, wanted=now - profiles.CLOCK_SKEW)
+            request = CrlRequest(books.revoked(authority), number, this_update, this_update + life)
+            publish_crl(site.trust, profiles.crl(request, parent))
+        ends.append(request.next_update)
+    return min(ends)
+
+
+def renew_due(home: Path, credentials: Iterable[Credential]) -> tuple[Credential, ...]:
+    """Renew those credentials that have used up two thirds of their life; returns the renewed ones.
+
+    The private key stays, so a renewal is one rename and no reader ever sees a pair that does not match. Revoked
+    certificates are not renewed; expired ones are. Raises CaError for a certificate of another CA.
+    """
+    return tuple(credential for credential in credentials if _renew(_Site(home), credential))
+
+
+def _renew(site: _Site, credential: Credential) -> bool:
+    old = credential.chain()[0]
+    now = datetime.now(UTC)
+    life = old.not_valid_after_utc - old.not_valid_before_utc
+    if now < old.not_valid_before_utc + life * 2 / 3:
+        return False
+    issuing = site.authority("issuing")
+    with site.store.exclusive() as books:
+        issued = books.find(old.serial_number)
+        if issued is None:
+            raise CaError(f"{credential.cert}: not issued by the CA in {site.home}")
+        if issued.revoked_at is not None:
+            return False
+        cert = _reissue(old, issued, issuing, now)
+        books.add(_record(cert, authority="issuing", profile=issued.profile))
+    write_atomically(credential.cert, _pem((cert, issuing.cert)), mode=_PUBLIC)
+    return True
+
+
+def _reissue(old: x509.Certificate, issued: Issued, issuing: Authority, now: datetime) -> x509.Certificate:
+    key = old.public_key()
+    if not isinstance(key, profiles.LeafPublicKey):
+        raise CaError("only RSA and P-256 certificates are renewed")
+    names = tuple(
+        entry
+        for extension in old.extensions
+        if isinstance(extension.value, x509.SubjectAlternativeName)
+        for entry in extension.value
+    )
+    life = profiles.HOST_LIFE if issued.profile == "host" else profiles.USER_LIFE
+    return profiles.leaf(LeafRequest(old.subject, names, life), key, issuing, now=now)
+
+
+def issued_certificates(home: Path) -> tuple[Issued, ...]:
+    """Return everything this CA has issued, oldest first."""
+    site = _Site(home)
+    if not site.credential("issuing").cert.exists():
+        raise CaError(f"{home}: no site CA here; run: dgis-certs init --home {home}")
+    with site.store.exclusive() as books:
+        return books.all()
+
+
+def _organisation(cert: x509.Certificate) -> str:
+    return next(value for name, value in DN.from_name(cert.subject).parts if name == "O")
+
+
+def _check_text(text: str, what: str) -> None:
+    # Quotes and stars would break GCT's signing policies, slashes file names
+    if not 1 <= len(text) <= 64 or not text.isprintable() or set(text) & set("/\\'\"*") or text.strip(". ") != text:
+        raise CaError(f"{what}: 1 to 64 printable characters without / \\ ' \" * and no blank or dot at either end")
+
+
+def _record(cert: x509.Certificate, *, authority: str, profile: str) -> Issued:
+    return Issued(
+        serial=cert.serial_number,
+        authority=authority,
+        dn=str(DN.from_name(cert.subject)),
+        profile=profile,
+        not_before=cert.not_valid_before_utc,
+        not_after=cert.not_valid_after_utc,
+    )
+
+
+def _key_pem(key: LeafKey) -> bytes:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def _pem(chain: tuple[x509.Certificate, ...]) -> bytes:
+    return b"".join(cert.public_bytes(serialization.Encoding.PEM) for cert in chain)

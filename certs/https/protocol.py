@@ -1,0 +1,211 @@
+"""uvicorn, taught three things: the verified chain of each connection, patience with an end, and our TLS context.
+
+A request head that does not arrive in time or grows too long, and a body that stalls, end the connection. Peers that
+stop reading are cut by the kernel (TCP_USER_TIMEOUT).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from certs.config import ListenConfig
+from certs.errors import ConfigError, TrustError
+from certs.https.access import STATE_KEY, Connection
+from certs.https.problem import MEDIA_TYPE, ProblemError
+from certs.log import get_log
+from certs.tls import chain_of
+
+log = get_log()
+
+HANDSHAKE_TIMEOUT = 10.0
+HEAD_TIMEOUT = 15.0
+BODY_TIMEOUT = 60.0
+UNREAD_TIMEOUT_MS = 60_000
+KEEP_ALIVE = 75
+MOST_HEAD_BYTES = 65_536
+MOST_CONNECTIONS = 2000
+_BACKLOG = 2048
+_GOODBYE = 0.5  # seconds for the peer's half of the TLS shutdown; idle pools never send it
+_STOP_WITHIN = 4
+_TICKS_PER_SWEEP = 10  # uvicorn ticks every 0.1 s
+
+
+class MtlsProtocol(HttpToolsProtocol):
+    """HTTP/1.1 over mutual TLS: ``scope["state"]`` carries the connection's verified chain."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._head_open = True
+        self._head_bytes = 0
+        self._last_data = self._head_since = self.loop.time()
+        found = transport.get_extra_info("ssl_object")
+        if isinstance(found, ssl.SSLObject):
+            try:
+                # Once per connection; requests get it through uvicorn's copy of app_state
+                self.app_state = {**self.app_state, STATE_KEY: Connection(chain_of(found))}
+            except TrustError as error:
+                log.warning("connection_without_chain", reason=str(error))
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_data = self.loop.time()
+        super().data_received(data)
+        if self._head_open:
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self._give_up(ProblemError(431, "head-too-large", f"at most {MOST_HEAD_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        self._head_open = True
+        self._head_bytes = 0
+        self._head_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_open = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._head_open = False
+        self._give_up(ProblemError(400, "not-http", msg))
+
+    def sweep(self, now: float) -> None:
+        """End the connection when its head or body is overdue."""
+        if self.transport.is_closing():
+            return
+        if self._head_open:
+            busy = self.cycle is not None and not self.cycle.response_complete
+            if not busy and now - self._head_since > HEAD_TIMEOUT:
+                self._give_up(ProblemError(408, "request-timeout", "the request did not arrive in time"))
+        elif self._body_stalls(now):
+            log.warning("request_body_stalled", seconds=BODY_TIMEOUT)
+            self.transport.abort()
+
+    def _body_stalls(self, now: float) -> bool:
+        waiting = self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
+        return waiting and now - self._last_data > BODY_TIMEOUT
+
+    def _give_up(self, problem: ProblemError) -> None:
+        if self.transport.is_closing():
+            return
+        body = problem.to_json()
+        head = (
+            f"HTTP/1.1 {problem.http_status} {problem.title}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class GridServer(Server):
+    """uvicorn's server on sockets and a TLS context of ours."""
+
+    def __init__(self, config: Config, context: ssl.SSLContext, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._context = context
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on the given sockets only; a failing application start raises ConfigError."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise ConfigError("the service could not start; its log says why")
+        factory = functools.partial(
+            MtlsProtocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                factory,
+                sock=each,
+                ssl=self._context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=_GOODBYE,
+                backlog=_BACKLOG,
+            )
+            for each in sockets or []
+        ]
+        self.started = True
+        self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after overdue connections once a second."""
+        if counter % _TICKS_PER_SWEEP == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, MtlsProtocol):
+                    connection.sweep(now)
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop gracefully; uvicorn would raise the signal again afterwards, and a clean stop exits 0."""
+        self.should_exit = True
+
+
+def server_config(app: Callable[..., Any]) -> Config:
+    """Set uvicorn up: httptools, no access log, no banner, a graceful stop of at most a few seconds."""
+    return Config(
+        app,
+        loop="asyncio",
+        http=MtlsProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=_STOP_WITHIN,
+    )
+
+
+def listening_socket(listen: ListenConfig) -> socket.socket:
+    """Bind and listen; raises ConfigError naming the address when that is impossible."""
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    # The protocol must be named: asyncio sets TCP_NODELAY only on sockets that say they are TCP
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tune(made)
+        made.bind((listen.host, listen.port))
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"cannot listen on {listen.host}:{listen.port}: {error.strerror}", table="server", key="port"
+        ) from error
+    made.setblocking(False)
+    return made
+
+
+def inherited_socket(descriptor: int) -> socket.socket:
+    """Take over a listening TCP socket of a parent process."""
+    found = socket.socket(fileno=descriptor)
+    made = socket.socket(found.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=found.detach())
+    tune(made)
+    made.setblocking(False)
+    return made
+
+
+def tune(made: socket.socket) -> None:
+    """Let accepted connections inherit: probes for vanished peers, an end for those that stop reading."""
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
+
+
+def url_of(made: socket.socket, host: str) -> str:
+    """Return the https URL of a listening socket; a host without brackets gets them where IPv6 needs them."""
+    port = made.getsockname()[1]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"

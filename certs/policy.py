@@ -1,0 +1,54 @@
+"""Who may do what: a pure decision over a rule and a verified peer.
+
+Every HTTP route and storage verb names a ``Rule``; that a route is open to every verified peer is a rule as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from certs.peer import GATEWAY, ROLES, Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named access rule: the peer needs one of ``roles``; None opens it to every verified peer."""
+
+    name: str
+    roles: frozenset[str] | None
+
+    def __post_init__(self) -> None:
+        unknown = (self.roles or frozenset()) - ROLES
+        if unknown:
+            raise ValueError(f"rule {self.name}: unknown role {', '.join(sorted(unknown))}")
+
+
+OPEN_TO_VERIFIED = Rule("open-to-verified", None)
+ANY_ROLE = Rule("any-role", ROLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a peer is allowed, and why (not)."""
+
+    allowed: bool
+    reason: str
+
+
+def decide(rule: Rule, peer: Peer) -> Decision:
+    """Decide whether a verified peer may do what a rule guards."""
+    if rule.roles is None:
+        return Decision(True, "open to every verified peer")
+    held = sorted(rule.roles & peer.roles)
+    if held:
+        return Decision(True, f"has the role {held[0]}")
+    wanted = " or ".join(sorted(rule.roles)) or "nobody"
+    if peer.account is None:
+        return Decision(False, f"{peer.dn} is not in the gridmap of this service; {rule.name} needs the role {wanted}")
+    has = ", ".join(sorted(peer.roles)) or "none"
+    return Decision(False, f"{rule.name} needs the role {wanted}; {peer.dn} has {has}")
+
+
+def effective_actor(peer: Peer, acting_for: str | None) -> str | None:
+    """Return on whose behalf a call counts: ``acting_for`` is honoured only from peers with the role gateway."""
+    return acting_for if acting_for and GATEWAY in peer.roles else None

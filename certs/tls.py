@@ -1,0 +1,190 @@
+"""TLS contexts: the only place that makes one.
+
+Both sides: TLS 1.2 or newer, the peer's certificate required, every CA in its chain needs a current CRL, no session
+resumption (a resumed session would skip revocation). Contexts follow renewed certificates, new CRLs and removed CAs
+without touching connections that are up.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from typing import Literal
+
+from cryptography import x509
+
+from certs.config import IdentityConfig
+from certs.credential import Credential
+from certs.errors import CredentialError, TrustError
+from certs.files import signature_of
+from certs.gridmap import Gridmap
+from certs.log import get_log
+from certs.peer import Peer
+from certs.trust import Trust, VerifiedChain, explain
+
+log = get_log()
+
+Side = Literal["server", "client"]
+
+
+class ReloadingContext:
+    """An SSL context that stays current.
+
+    ``context`` is what to use for the next connection. On the server side it is one object for the whole life of the
+    listener (each handshake is switched to the newest material); on the client side ``refresh`` replaces it.
+    """
+
+    def __init__(self, identity: IdentityConfig, side: Side, trust: Trust) -> None:
+        self.credential = Credential(identity.cert, identity.key)
+        self.credential.check()
+        self.trust = trust
+        self._side: Side = side
+        self._lock = threading.Lock()
+        self._seen = self._signature()
+        self._current = _build(self.credential, trust, side)
+        self.context = self._current
+        if side == "server":
+            self.context.sni_callback = self._switch
+            self.context.sslobject_class = _ServerObject
+
+    def refresh(self) -> bool:
+        """Rebuild when certificate, key or trust changed; says whether it did. A broken new pair is logged only."""
+        self.trust.reload_if_changed()
+        seen = self._signature()
+        if seen == self._seen:
+            return False
+        with self._lock:
+            if seen == self._seen:
+                return False
+            self._seen = seen
+            try:
+                self.credential.check()
+                self._current = _build(self.credential, self.trust, self._side)
+            except (CredentialError, TrustError) as error:
+                log.error("tls_reload_failed", reason=str(error))
+                return False
+            if self._side == "client":
+                self.context = self._current
+            log.info("tls_reloaded", expires=self.credential.not_after().isoformat())
+            return True
+
+    def _signature(self) -> tuple[object, ...]:
+        return signature_of(self.credential.cert), signature_of(self.credential.key), self.trust.generation
+
+    def _switch(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _base: ssl.SSLContext) -> None:
+        # Called in each handshake, with or without SNI. The new context brings its own CA and CRL store and
+        # certificate; verify_flags, options and tickets stay those of the base, which are the same.
+        self.refresh()
+        if self._current is not self.context:
+            connection.context = self._current
+
+
+class _ServerObject(ssl.SSLObject):
+    """A server's TLS connection that says why it refuses: in the log, and to the peer by a TLS alert.
+
+    asyncio drops the alert of a failed handshake. Asking for more input once makes it send what OpenSSL has queued;
+    the next bytes (or the end) from the peer then end the connection.
+    """
+
+    _refused: ssl.SSLError | None = None
+
+    def do_handshake(self) -> None:
+        if self._refused is not None:
+            raise self._refused
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError, ssl.SSLEOFError):
+            raise
+        except ssl.SSLError as error:
+            self._refused = error
+            log.warning("tls_refused", reason=describe(error))
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "sending the alert") from error
+
+
+def server_context(identity: IdentityConfig, *, trust: Trust | None = None) -> ReloadingContext:
+    """Build the server side: client certificate required, RFC 3820 proxies accepted.
+
+    Raises CredentialError or TrustError. A missing or stale CRL does not stop the start; it refuses every peer.
+    """
+    made = ReloadingContext(identity, "server", trust or Trust(identity.trust))
+    for problem in made.trust.problems():
+        log.error("peers_will_be_refused", reason=problem)
+    return made
+
+
+def client_context(identity: IdentityConfig, *, trust: Trust | None = None) -> ReloadingContext:
+    """Build the client side: our certificate, the server's host name and revocation checked, grid CAs only."""
+    return ReloadingContext(identity, "client", trust or Trust(identity.trust))
+
+
+def chain_of(connection: ssl.SSLObject | ssl.SSLSocket) -> VerifiedChain:
+    """Return the verified chain of a connection; raises TrustError when there is none (a resumed session)."""
+    try:
+        certs = tuple(x509.load_der_x509_certificate(der) for der in _verified_der(connection))
+        if not certs:
+            raise TrustError(("the connection has no verified certificate chain",))
+        return VerifiedChain.of(certs)
+    except (CredentialError, ValueError) as error:
+        raise TrustError((str(error),)) from error
+
+
+def peer_of(connection: ssl.SSLObject | ssl.SSLSocket, gridmap: Gridmap, trust: Trust) -> Peer:
+    """Return who is at the other end: the DN of the end-entity certificate with its account and roles.
+
+    Raises TrustError when the chain is refused by now.
+    """
+    chain = chain_of(connection)
+    trust.reload_if_changed()
+    refusal = trust.refusal(chain)
+    if refusal is not None:
+        raise TrustError((refusal,))
+    return peer_of_chain(chain, gridmap)
+
+
+def peer_of_chain(chain: VerifiedChain, gridmap: Gridmap) -> Peer:
+    """Return the peer of a verified chain with its account and roles of this moment."""
+    entry = gridmap.lookup(chain.dn)
+    return Peer(
+        dn=chain.dn,
+        fingerprint=chain.fingerprint,
+        serial=chain.serial,
+        account=entry.account if entry else None,
+        roles=entry.roles if entry else frozenset(),
+        proxied=chain.proxied,
+    )
+
+
+def describe(error: ssl.SSLError) -> str:
+    """Say in words why a handshake failed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return explain(error.verify_code, error.verify_message, "the certificate")
+    return (error.reason or type(error).__name__).replace("_", " ").lower()
+
+
+def _build(credential: Credential, trust: Trust, side: Side) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    if side == "server":
+        context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
+        context.num_tickets = 0
+    try:
+        context.load_cert_chain(credential.cert, credential.key)
+        for path in trust.files():
+            context.load_verify_locations(cafile=path)
+    except ssl.SSLError as error:
+        raise CredentialError(f"{credential.cert}: OpenSSL refuses it: {describe(error)}") from error
+    except OSError as error:
+        raise TrustError((f"{trust.directory}: cannot be read: {error.strerror}",)) from error
+    return context
+
+
+def _verified_der(connection: ssl.SSLObject | ssl.SSLSocket) -> list[bytes]:
+    public = getattr(connection, "get_verified_chain", None)
+    if public is not None:  # Python 3.13 and later
+        return list(public())
+    # Python 3.11 and 3.12 have it on the private object only
+    chain = connection._sslobj.get_verified_chain()  # type: ignore[union-attr]
+    return [ssl.PEM_cert_to_DER_cert(cert.public_bytes()) for cert in chain or ()]

@@ -1,0 +1,301 @@
+"""Whom we trust: CA certificates and CRLs of a hashed directory, followed while they change.
+
+Strict by design: a chain counts only when every CA in it has a CRL that is signed by it and still current. A missing
+or stale CRL refuses everybody it covers; ``crl_expiry`` is there so that an alarm rings long before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import crypto
+
+from certs.credential import end_entity
+from certs.dn import DN
+from certs.errors import CredentialError, TrustError
+from certs.files import Signature, signature_of
+from certs.log import get_log
+
+_CA_FILE = re.compile(r"^[0-9a-f]{8}\.\d+$")
+_CRL_FILE = re.compile(r"^[0-9a-f]{8}\.r\d+$")
+_NEVER = datetime.fromtimestamp(0, UTC)
+# Files overwritten in place do not touch their directory's time: look at each of them this often (seconds)
+_DEEP_LOOK = 5.0
+_MOST_JUDGED = 256
+
+log = get_log()
+
+_TEACH = {
+    3: "there is no CRL of the CA that issued {subject}; fetch it into the trust directory (HASH.r0)",
+    9: "{subject} is not valid yet; compare the clocks",
+    10: "{subject} has expired; have it renewed by its CA",
+    11: "the CRL for {subject} is not valid yet; compare the clocks",
+    12: "the CRL for {subject} has expired; its CA must publish a new one (dgis-certs crl)",
+    18: "{subject} is self-signed and no trust anchor here",
+    19: "the root {subject} is no trust anchor here",
+    20: "no trust anchor here has issued {subject}; it belongs to another CA, or the chain lacks its issuing CA",
+    21: "no trust anchor here has issued {subject}",
+    23: "{subject} is revoked",
+    26: "{subject} is not meant for this purpose (extended key usage)",
+    62: "the certificate does not name the host that was asked for",
+    64: "the certificate does not name the IP address that was asked for",
+}
+
+
+def explain(code: int, message: str, subject: str) -> str:
+    """Turn an OpenSSL verification result into a sentence that says what to do."""
+    return _TEACH.get(code, f"{{subject}}: {message}").format(subject=subject)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedChain:
+    """A chain that was verified, leaf first up to its trust anchor, with the identity in it.
+
+    ``dn``, ``fingerprint`` and ``serial`` are those of the end-entity certificate; ``proxied`` says that proxies of it
+    come first. ``links`` are the (issuer name in DER, serial) pairs to look up among the revoked.
+    """
+
+    certs: tuple[x509.Certificate, ...]
+    dn: DN
+    fingerprint: str
+    serial: int
+    proxied: bool
+    links: tuple[tuple[bytes, int], ...]
+    not_after: datetime
+
+    @classmethod
+    def of(cls, certs: tuple[x509.Certificate, ...]) -> VerifiedChain:
+        """Take over the certificates of a chain that OpenSSL has verified."""
+        entity = end_entity(certs)
+        return cls(
+            certs=certs,
+            dn=DN.from_name(entity.subject),
+            fingerprint=hashlib.sha256(entity.public_bytes(Encoding.DER)).hexdigest(),
+            serial=entity.serial_number,
+            proxied=entity is not certs[0],
+            links=tuple((cert.issuer.public_bytes(), cert.serial_number) for cert in certs),
+            not_after=min(cert.not_valid_after_utc for cert in certs),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchors:
+    """One consistent reading of the directory."""
+
+    cas: tuple[x509.Certificate, ...]
+    files: tuple[Path, ...]
+    revoked: frozenset[tuple[bytes, int]]
+    expiry: dict[bytes, datetime]
+    store: crypto.X509Store
+
+
+class Trust:
+    """A trust directory that follows its changes; without any CA certificate the last version stays."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the directory. Raises TrustError when it holds no CA certificate."""
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._seen = signature_of(directory)
+        self._deep = _deep_signature(directory)
+        self._deep_at = time.monotonic()
+        self._now = _read(directory)
+        self._judged: dict[bytes, VerifiedChain] = {}
+        self.generation = 0
+
+    @property
+    def directory(self) -> Path:
+        """The directory this trust was read from."""
+        return self._directory
+
+    def anchors(self) -> tuple[x509.Certificate, ...]:
+        """Return the CA certificates."""
+        return self._now.cas
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of CA certificates and CRLs to load into a TLS context."""
+        return self._now.files
+
+    def crl_expiry(self) -> datetime:
+        """Return when the first CRL runs out (UTC); 1970 when a CA has none."""
+        return min(self._now.expiry.get(ca.subject.public_bytes(), _NEVER) for ca in self._now.cas)
+
+    def problems(self, *, now: datetime | None = None) -> tuple[str, ...]:
+        """Return what makes us refuse peers right now: CAs whose CRL is missing or stale."""
+        moment = now or datetime.now(UTC)
+        found = []
+        for ca in self._now.cas:
+            expiry = self._now.expiry.get(ca.subject.public_bytes())
+            if expiry is None:
+                found.append(explain(3, "", str(DN.from_name(ca.subject))))
+            elif expiry <= moment:
+                found.append(explain(12, "", str(DN.from_name(ca.subject))))
+        return tuple(found)
+
+    def refusal(self, chain: VerifiedChain, *, now: datetime | None = None) -> str | None:
+        """Say why a chain verified earlier is refused by now (revoked, expired, CRL missing or stale), or None."""
+        moment = now or datetime.now(UTC)
+        current = self._now
+        subject = str(chain.dn)
+        if not current.revoked.isdisjoint(chain.links):
+            return explain(23, "", subject)
+        if chain.not_after < moment:
+            return explain(10, "", subject)
+        proxies = {cert.subject.public_bytes() for cert in chain.certs if not _is_ca(cert)}
+        for issuer, _serial in chain.links:
+            if issuer in proxies:
+                continue
+            expiry = current.expiry.get(issuer)
+            if expiry is None or expiry <= moment:
+                return explain(3 if expiry is None else 12, "", subject)
+        return None
+
+    def good_until(self, chain: VerifiedChain) -> float:
+        """Return the POSIX time until which an unchanged directory keeps accepting this chain."""
+        ends = [self._now.expiry[issuer] for issuer, _serial in chain.links if issuer in self._now.expiry]
+        return min([chain.not_after, *ends]).timestamp()
+
+    def judge(self, chain_pem: bytes) -> VerifiedChain:
+        """Verify a leaf-first PEM chain offline, with CRLs of every CA; proxies (RFC 3820) are accepted.
+
+        Raises TrustError with one sentence per finding.
+        """
+        self.reload_if_changed()
+        mark = hashlib.sha256(chain_pem).digest()
+        known = self._judged.get(mark)
+        if known is not None and self.refusal(known) is None:
+            return known
+        chain = _verify(self._now.store, chain_pem)
+        if len(self._judged) >= _MOST_JUDGED:
+            self._judged = {}
+        self._judged[mark] = chain
+        return chain
+
+    def reload_if_changed(self) -> bool:
+        """Read the directory again when it changed; costs one stat otherwise. Says whether there is a new version."""
+        seen = signature_of(self._directory)
+        if seen == self._seen and seen is not None and not self._deep_changed():
+            return False
+        with self._lock:
+            try:
+                fresh = _read(self._directory)
+            except TrustError as error:
+                if seen != self._seen:
+                    log.error("trust_kept", reason=str(error))
+                self._seen = seen
+                return False
+            self._seen, self._deep = seen, _deep_signature(self._directory)
+            self._now, self._judged = fresh, {}
+            self.generation += 1
+            return True
+
+    def _deep_changed(self) -> bool:
+        now = time.monotonic()
+        if now - self._deep_at < _DEEP_LOOK:
+            return False
+        self._deep_at = now
+        try:
+            return _deep_signature(self._directory) != self._deep
+        except TrustError:
+            return True
+
+
+def _deep_signature(directory: Path) -> tuple[Signature | None, ...]:
+    return tuple(signature_of(path) for path in _listed(directory))
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if _CA_FILE.match(path.name) or _CRL_FILE.match(path.name))
+    except OSError as error:
+        raise TrustError((f"{directory}: the trust directory cannot be read: {error.strerror}",)) from error
+
+
+def _read(directory: Path) -> _Anchors:
+    files = _listed(directory)
+    cas = {path: _load_ca(path) for path in files if _CA_FILE.match(path.name)}
+    crls = {path: _load_crl(path) for path in files if _CRL_FILE.match(path.name)}
+    sound = {path: ca for path, ca in cas.items() if ca is not None}
+    if not sound:
+        raise TrustError((f"{directory}: no CA certificate (HASH.0) in the trust directory",))
+    return _assemble(sound, _newest_signed(tuple(sound.values()), crls))
+
+
+def _assemble(cas: dict[Path, x509.Certificate], crls: dict[Path, x509.CertificateRevocationList]) -> _Anchors:
+    flags = crypto.X509StoreFlags
+    store = crypto.X509Store()
+    store.set_flags(flags.CRL_CHECK | flags.CRL_CHECK_ALL | flags.ALLOW_PROXY_CERTS)
+    for ca in cas.values():
+        store.add_cert(crypto.X509.from_cryptography(ca))
+    for crl in crls.values():
+        store.add_crl(crl)
+    return _Anchors(
+        cas=tuple(cas.values()),
+        files=(*cas, *crls),
+        revoked=frozenset((crl.issuer.public_bytes(), entry.serial_number) for crl in crls.values() for entry in crl),
+        expiry={crl.issuer.public_bytes(): crl.next_update_utc or _NEVER for crl in crls.values()},
+        store=store,
+    )
+
+
+def _newest_signed(
+    cas: tuple[x509.Certificate, ...], crls: dict[Path, x509.CertificateRevocationList | None]
+) -> dict[Path, x509.CertificateRevocationList]:
+    """Keep, for each CA, its newest CRL that it really signed."""
+    newest: dict[bytes, tuple[Path, x509.CertificateRevocationList]] = {}
+    sound = [(path, crl) for path, crl in crls.items() if crl is not None]
+    for path, crl in sorted(sound, key=lambda each: each[1].last_update_utc):
+        if any(ca.subject == crl.issuer and _signed_by(crl, ca) for ca in cas):
+            newest[crl.issuer.public_bytes()] = path, crl
+    return dict(newest.values())
+
+
+def _signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
+    try:
+        return crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type]  # other key types raise TypeError
+    except TypeError:
+        return False
+
+
+def _is_ca(cert: x509.Certificate) -> bool:
+    return any(isinstance(each.value, x509.BasicConstraints) and each.value.ca for each in cert.extensions)
+
+
+def _load_ca(path: Path) -> x509.Certificate | None:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        log.error("trust_file_ignored", file=str(path), reason="not a PEM certificate")
+        return None
+
+
+def _load_crl(path: Path) -> x509.CertificateRevocationList | None:
+    """Read a CRL; a broken one counts as missing, so the peers it covers are refused."""
+    try:
+        return x509.load_pem_x509_crl(path.read_bytes())
+    except (OSError, ValueError):
+        log.error("trust_file_ignored", file=str(path), reason="not a PEM CRL")
+        return None
+
+
+def _verify(store: crypto.X509Store, chain_pem: bytes) -> VerifiedChain:
+    try:
+        sent = [crypto.X509.from_cryptography(cert) for cert in x509.load_pem_x509_certificates(chain_pem)]
+    except ValueError as error:
+        raise TrustError(("the chain is not PEM certificates",)) from error
+    try:
+        verified = crypto.X509StoreContext(store, sent[0], sent[1:]).get_verified_chain()
+        return VerifiedChain.of(tuple(cert.to_cryptography() for cert in verified))
+    except crypto.X509StoreContextError as error:
+        subject = str(DN.from_name(error.certificate.to_cryptography().subject))
+        raise TrustError((explain(int(error.errors[0]), str(error.errors[2]), subject),)) from error
+    except CredentialError as error:
+        raise TrustError((str(error),)) from error

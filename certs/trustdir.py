@@ -1,0 +1,66 @@
+"""Write a hashed trust directory as OpenSSL, GCT and fetch-crl know it: HASH.N, HASH.rN, HASH.signing_policy.
+
+HASH is OpenSSL's subject name hash. GCT refuses a CA without its signing policy, and takes a missing CRL for "nothing
+is revoked", so all three are always written together; dgis itself refuses without a CRL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import crypto
+
+from certs.dn import DN
+from certs.errors import CaError
+from certs.files import write_atomically
+
+_PUBLIC = 0o644
+_MOST = 10
+
+
+def name_hash(cert: x509.Certificate) -> str:
+    """Return OpenSSL's hash of a certificate's subject, as in ``openssl x509 -hash``."""
+    return f"{crypto.X509.from_cryptography(cert).subject_name_hash():08x}"
+
+
+def publish_ca(directory: Path, authorities: tuple[x509.Certificate, ...], *, organisation: str) -> None:
+    """Write each CA certificate with its signing policy, and all of them into ca.pem. Idempotent."""
+    for cert in authorities:
+        slot = _slot(directory, cert)
+        write_atomically(directory / f"{slot[0]}.{slot[1]}", cert.public_bytes(Encoding.PEM), mode=_PUBLIC)
+        policy = _signing_policy(cert, organisation)
+        write_atomically(directory / f"{slot[0]}.signing_policy", policy.encode(), mode=_PUBLIC)
+    bundle = b"".join(cert.public_bytes(Encoding.PEM) for cert in authorities)
+    write_atomically(directory / "ca.pem", bundle, mode=_PUBLIC)
+
+
+def publish_crl(directory: Path, crl: x509.CertificateRevocationList) -> None:
+    """Write a CRL beside its CA; raises CaError when the CA is not in the directory."""
+    for path in sorted(directory.glob("????????.[0-9]")):
+        cert = x509.load_pem_x509_certificate(path.read_bytes())
+        key = cert.public_key()
+        if cert.subject == crl.issuer and crl.is_signature_valid(key):  # type: ignore[arg-type]  # CA keys are RSA
+            target = directory / f"{path.stem}.r{path.suffix[1:]}"
+            write_atomically(target, crl.public_bytes(Encoding.PEM), mode=_PUBLIC)
+            return
+    raise CaError(f"{directory}: the CA of this CRL is not here")
+
+
+def _slot(directory: Path, cert: x509.Certificate) -> tuple[str, int]:
+    """Find the file number: the one that holds this certificate already, else the first free one."""
+    stem = name_hash(cert)
+    for number in range(_MOST):
+        path = directory / f"{stem}.{number}"
+        if not path.exists() or x509.load_pem_x509_certificate(path.read_bytes()) == cert:
+            return stem, number
+    raise CaError(f"{directory}: more than {_MOST} CAs with the hash {stem}")
+
+
+def _signing_policy(cert: x509.Certificate, organisation: str) -> str:
+    return (
+        f"access_id_CA  X509    '{DN.from_name(cert.subject)}'\n"
+        f"pos_rights    globus  CA:sign\n"
+        f"cond_subjects globus  '\"/O={organisation}/*\"'\n"
+    )
