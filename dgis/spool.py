@@ -181,6 +181,10 @@ class Spool:
         names = sorted(n for n in os.listdir(folder) if not n.endswith(".why"))
         return tuple((name, _read_text((folder / name).with_suffix(".why"))) for name in names)
 
+    def rejected_count(self) -> int:
+        """Count what the catalog refused."""
+        return sum(1 for name in os.listdir(self.root / "rejected") if not name.endswith(".why"))
+
     def failed(self, entry: SpoolEntry) -> bool:
         """Say whether an entry ended in rejected/ or damaged/ instead of on its way to the storage elements."""
         damaged = self.root / "damaged"

@@ -1,0 +1,239 @@
+"""The first half of the worker: what lies in the spool gets into the catalog, in batches, in order of arrival."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from catalog.errors import CatalogError, CatalogRefused
+from catalog.wire import MAX_BATCH, InstanceRecord, RawHeader, RegisterBatch, RegisterResult
+from certs.log import get_log
+from dgis.backoff import Backoff
+from dgis.board import ErrorList
+from dgis.errors import DamagedEntry
+from dgis.metrics import Metrics
+from dgis.record import SpoolRecord, read_record
+from dgis.spool import Spool, SpoolEntry
+from storage_provider.keys import object_key
+
+log = get_log()
+
+_BATCH_BYTES = 4 * 1024 * 1024
+_REFUSALS_IN_A_ROW = 24
+
+
+class RegisterCatalog(Protocol):
+    """The part of the catalog client that registers."""
+
+    def register(self, batch: RegisterBatch, *, acting_for: str | None = None) -> Sequence[RegisterResult]:
+        """Register a batch, one result per record in its order; idempotent. Raises CatalogError."""
+
+
+OnRegistered = Callable[[SpoolRecord, tuple[str, ...]], None]
+"""Called with the record and the storage elements that already hold a verified copy of exactly these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    entry: SpoolEntry
+    result: RegisterResult
+
+
+class Registrar:
+    """Registers inbox entries and, after a restart, what was left in registered/. Used by one thread only.
+
+    An entry leaves the inbox only after the catalog's answer; registering twice is harmless, so a restart at any
+    instant loses nothing and doubles nothing.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        catalog: RegisterCatalog,
+        *,
+        node: str,
+        metrics: Metrics,
+        errors: ErrorList,
+        on_registered: OnRegistered,
+    ) -> None:
+        """`node` is this DGIS's name: the location of the `spooled` copies."""
+        self._spool, self._catalog, self._node = spool, catalog, node
+        self._metrics, self._errors, self._on_registered = metrics, errors, on_registered
+        self._names: deque[str] = deque()
+        self._left: Iterator[Path] = iter(())
+        self.backoff = Backoff()
+        self.last_error: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many inbox entries are known to wait."""
+        return len(self._names)
+
+    def adopt(self, paths: Iterable[Path]) -> None:
+        """Register these objects of registered/ again, behind the inbox: only the catalog knows how far they got."""
+        self._left = iter(paths)
+
+    def turn(self) -> int:
+        """Register one batch; returns how many entries were dealt with. Raises OSError when the spool fails."""
+        if not self.backoff.due:
+            return 0
+        if not self._names:
+            self._names.extend(self._spool.inbox_names())
+        entries = list(self._next_batch(self._inbox_entries())) or list(self._next_batch(self._left_entries()))
+        if not entries:
+            return 0
+        try:
+            for group in _groups(entries):
+                self._register(group)
+        except BaseException:
+            # What was taken off the list is still in the inbox: list it anew.
+            self._names.clear()
+            raise
+        return len(entries)
+
+    def note_failure(self, error: Exception) -> None:
+        """Back off after a failed turn and tell the board."""
+        self.backoff.failed()
+        self.last_error = f"{type(error).__name__}: {error}"[:300]
+        self._errors.add("register", self.last_error)
+
+    def _register(self, entries: list[SpoolEntry]) -> None:
+        answered = self._ask(entries)
+        self.backoff.worked()
+        self.last_error = None
+        for one in answered:
+            self._settle(one.entry, one.result)
+
+    def _ask(self, entries: list[SpoolEntry]) -> list[_Answered]:
+        """Register a group; if the service refuses it as a whole, halve it until the culprits stand alone."""
+        answered: list[_Answered] = []
+        refused: list[tuple[SpoolEntry, CatalogRefused]] = []
+        waiting, refusals = [entries], 0
+        while waiting:
+            part = waiting.pop()
+            try:
+                answered.extend(self._call(part))
+                refusals = 0
+            except CatalogRefused as error:
+                refusals += 1
+                if refusals >= _REFUSALS_IN_A_ROW:
+                    raise
+                if len(part) == 1:
+                    refused.append((part[0], error))
+                else:
+                    middle = len(part) // 2
+                    waiting += [part[middle:], part[:middle]]
+        if refused and not answered:
+            # Nothing at all was accepted: that is the service or our own rights, not the objects.
+            raise refused[0][1]
+        for entry, refusal in refused:
+            self._reject(entry, f"refused by the catalog: {refusal}")
+        return answered
+
+    def _call(self, entries: list[SpoolEntry]) -> Iterator[_Answered]:
+        batch = RegisterBatch(instances=tuple(to_instance(entry.record, node=self._node) for entry in entries))
+        results = list(self._catalog.register(batch, acting_for=entries[0].record.acting_for))
+        if len(results) != len(entries):
+            raise CatalogError("the catalog answered another number of records than it was given", permanent=False)
+        return map(_Answered, entries, results)
+
+    def _settle(self, entry: SpoolEntry, result: RegisterResult) -> None:
+        self._metrics.registered.labels(outcome=result.outcome).inc()
+        if result.outcome == "rejected":
+            self._reject(entry, result.reason or "no reason given")
+            return
+        if result.outcome == "conflict":
+            self._metrics.conflicts.labels(kind=result.kind or "content").inc()
+            log.warning("conflict", kind=result.kind, object=entry.record.sha256, conflict=result.conflict_id)
+        mine = object_key(entry.record.sha256)
+        if result.outcome == "identical" and result.object_key != mine:
+            # The same data set is kept under other stored bytes, which are on their own way to safety.
+            self._spool.discard(entry)
+            return
+        with contextlib.suppress(FileNotFoundError):  # freed meanwhile, or the content moved with an equal entry
+            self._spool.mark_registered(entry)
+        self._on_registered(entry.record, result.verified_at if result.object_key == mine else ())
+
+    def _reject(self, entry: SpoolEntry, reason: str) -> None:
+        self._spool.reject(entry, reason)
+        self._errors.add("register", f"an object was rejected and is kept in rejected/: {reason}")
+        log.error("rejected", object=entry.record.sha256)
+
+    def _inbox_entries(self) -> Iterator[SpoolEntry]:
+        while self._names:
+            name = self._names.popleft()
+            try:
+                entry = self._spool.read(name)
+            except DamagedEntry as error:
+                self._set_aside(self._spool.root / "inbox" / name, error)
+                continue
+            if entry is not None:
+                yield entry
+
+    def _left_entries(self) -> Iterator[SpoolEntry]:
+        for path in self._left:
+            try:
+                yield SpoolEntry(path.name, path, read_record(path))
+            except DamagedEntry as error:
+                self._set_aside(path, error)
+            except FileNotFoundError:
+                continue
+
+    def _set_aside(self, path: Path, error: DamagedEntry) -> None:
+        self._spool.set_aside(path)
+        self._errors.add("spool", f"a spool file cannot be read and was moved to damaged/: {error}")
+        log.error("damaged spool file", reason=str(error))
+
+    @staticmethod
+    def _next_batch(entries: Iterator[SpoolEntry]) -> Iterator[SpoolEntry]:
+        size = 0
+        for count, entry in enumerate(entries, 1):
+            yield entry
+            size += len(entry.record.header_zstd) + 80 * len(entry.record.chunks) + 1024
+            if count >= MAX_BATCH or size >= _BATCH_BYTES:
+                return
+
+
+def to_instance(record: SpoolRecord, *, node: str) -> InstanceRecord:
+    """Return what the catalog is told of a spooled object."""
+    return InstanceRecord(
+        instance_uid=record.instance_uid,
+        sop_class_uid=record.sop_class_uid,
+        transfer_syntax_uid=record.transfer_syntax_uid,
+        data_sha256=record.data_sha256,
+        sha256=record.sha256,
+        size=record.size,
+        chunks=record.chunks,
+        object_key=object_key(record.sha256),
+        header=RawHeader(
+            syntax=record.header_syntax, complete=record.header_complete, zstd=record.header_zstd.encode()
+        ),
+        pixel_offset=record.pixel_offset,
+        received_at=record.received_at,
+        source_ae=record.source_ae,
+        called_ae=record.called_ae,
+        issuer=record.issuer,
+        spooled_at=node,
+    )
+
+
+def _groups(entries: list[SpoolEntry]) -> Iterator[list[SpoolEntry]]:
+    """Split a batch by whom it is registered for, keeping the order of arrival within each UID.
+
+    A call speaks for one party only. When a UID comes again for another party, all that came before goes first: which
+    of two copies is kept is decided by arrival.
+    """
+    groups: dict[str | None, list[SpoolEntry]] = {}
+    owner: dict[str, str | None] = {}
+    for entry in entries:
+        party, uid = entry.record.acting_for, entry.record.instance_uid
+        if owner.get(uid, party) != party:
+            yield from groups.values()
+            groups, owner = {}, {}
+        owner[uid] = party
+        groups.setdefault(party, []).append(entry)
+    yield from groups.values()

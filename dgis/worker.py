@@ -1,0 +1,222 @@
+"""The worker of a node: registers what receivers spooled, copies it to storage elements, frees the spool.
+
+One worker per spool (a lock sees to it). It shares only the directory with the receivers, so either side may be
+killed and started again at any instant: inbox/ and registered/ say all there is to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from catalog.errors import CatalogError
+from catalog.wire import MAX_BATCH, RegisterBatch, RegisterResult, ReplicaChange, StorageElement
+from certs.log import get_log
+from dgis.board import Board, ErrorList
+from dgis.copier import JOBS_KEPT, Copier, CopyPlan
+from dgis.disk import Lock
+from dgis.elements import Elements
+from dgis.errors import SpoolError
+from dgis.housekeeping import Housekeeper
+from dgis.ingest import WAKE_PIPE
+from dgis.metrics import Metrics
+from dgis.record import SpoolRecord
+from dgis.registrar import Registrar
+from dgis.reports import Reports
+from dgis.spool import Spool
+from storage_provider.channel import ObjectSpec, Space, Stored
+from storage_provider.transfer.route import Doors
+
+log = get_log()
+
+TURN_SECONDS = 0.2
+_RESCAN_SECONDS = 30.0
+_STOP_SECONDS = 4.0
+# More arrivals in one turn than this: a sender is at it, copying keeps to one transfer at a time.
+_BUSY_ARRIVALS = 16
+_OLDEST_SECONDS = 60.0
+
+
+class WorkerCatalog(Protocol):
+    """What the worker asks of the catalog client."""
+
+    def register(self, batch: RegisterBatch, *, acting_for: str | None = None) -> Sequence[RegisterResult]:
+        """See CatalogClient."""
+
+    def update_replicas(self, changes: Sequence[ReplicaChange]) -> None:
+        """See CatalogClient."""
+
+    def storage_elements(self) -> Sequence[StorageElement]:
+        """See CatalogClient."""
+
+
+class WorkerEngine(Protocol):
+    """What the worker asks of the transfer engine."""
+
+    def store(self, spec: ObjectSpec, path: Path, doors: Doors, *, acting_for: str | None = None) -> Stored:
+        """See Engine."""
+
+    def space(self, doors: Doors) -> Space:
+        """See Engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """`spool_limit` in bytes: when half of it is used, copying no longer yields to receiving."""
+
+    plan: CopyPlan
+    spool_limit: int | None = None
+
+
+class Worker:
+    """Runs in a process of its own; `run` returns when `stop` is set."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        catalog: WorkerCatalog,
+        engine: WorkerEngine,
+        settings: WorkerSettings,
+        metrics: Metrics,
+    ) -> None:
+        """Make the parts; nothing starts before `run`."""
+        self._spool, self._catalog, self._engine = spool, catalog, engine
+        self._settings, self._metrics = settings, metrics
+        self._errors = ErrorList()
+        self.elements = Elements(catalog)
+        self._reports = Reports(spool, catalog, errors=self._errors, finished=self._finished)
+        self._copier = Copier(
+            spool,
+            engine,
+            self.elements,
+            settings.plan,
+            metrics=metrics,
+            errors=self._errors,
+            report=self._reports.put,
+        )
+        self._registrar = Registrar(
+            spool,
+            catalog,
+            node=settings.plan.node,
+            metrics=metrics,
+            errors=self._errors,
+            on_registered=self._registered,
+        )
+        self._house = Housekeeper(spool, self.elements, engine, metrics=metrics, errors=self._errors, fill=self._fill)
+        self._counters = {"registered": 0, "freed": 0}
+        self._rescanned_at = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop`. Raises SpoolLocked when this spool has a worker already, SpoolError if it is unusable."""
+        lock = Lock(self._spool.root / "state" / "worker.lock")
+        try:
+            self._spool.remove_stale()
+            with self._wake_pipe() as pipe:
+                self._work(stop, pipe)
+        finally:
+            lock.release()
+
+    def _work(self, stop: threading.Event, pipe: int) -> None:
+        self._registrar.adopt(self._left_over())
+        house = threading.Thread(target=self._house.run, args=(stop,), name="housekeeping", daemon=True)
+        copying, others = self._copier.start(), [self._reports.start(), house]
+        house.start()
+        try:
+            while not stop.is_set():
+                began = time.monotonic()
+                arrived = self._turn()
+                self._pace(arrived)
+                self._copier.tick()
+                if arrived < MAX_BATCH:
+                    _wait(pipe, stop, began + TURN_SECONDS - time.monotonic())
+        finally:
+            deadline = time.monotonic() + _STOP_SECONDS
+            self._copier.stop()
+            _join(copying, deadline)
+            self._reports.stop()
+            _join(others, deadline)
+
+    def _turn(self) -> int:
+        try:
+            self._rescan_if_due()
+            return self._registrar.turn()
+        except (CatalogError, OSError, SpoolError) as error:
+            log.error("registering failed", error=type(error).__name__, reason=str(error)[:200])
+            self._registrar.note_failure(error)
+        except Exception as error:  # noqa: BLE001 - the edge of the worker loop
+            log.error("the worker's turn failed", error=type(error).__name__)
+            self._registrar.note_failure(error)
+        return 0
+
+    def _rescan_if_due(self) -> None:
+        """Look through registered/ again for what did not fit into memory or must be registered anew."""
+        due = time.monotonic() - self._rescanned_at >= _RESCAN_SECONDS
+        if due and self._copier.overflowed and self._copier.active <= JOBS_KEPT // 2:
+            self._copier.overflowed = False
+            self._rescanned_at = time.monotonic()
+            self._registrar.adopt(self._left_over())
+
+    def _pace(self, arrived: int) -> None:
+        """Copying yields to receiving, bounded by the spool's size and age."""
+        backlog = self._house.backlog
+        limit = self._settings.spool_limit
+        pressed = backlog.oldest_seconds > _OLDEST_SECONDS or (limit is not None and backlog.bytes > limit / 2)
+        busy = arrived >= _BUSY_ARRIVALS and not pressed
+        self._copier.pace(1 if busy else self._settings.plan.parallel)
+
+    def _registered(self, record: SpoolRecord, verified_at: tuple[str, ...]) -> None:
+        self._counters["registered"] += 1
+        self._copier.add(record, verified_at)
+
+    def _finished(self, sha256: str, again: bool) -> None:
+        self._counters["freed"] += 0 if again else 1
+        self._copier.finished(sha256, again=again)
+
+    def _fill(self, board: Board) -> Board:
+        troubles = [error for error in (self._registrar.last_error, self._reports.last_error) if error]
+        return board.model_copy(
+            update={
+                "catalog_reachable": not troubles,
+                "catalog_error": troubles[0] if troubles else None,
+                "backlog": board.backlog.model_copy(update={"waiting_for_storage": self._copier.waiting}),
+                "counters": dict(self._counters),
+            }
+        )
+
+    def _left_over(self) -> Iterator[Path]:
+        return (path for path in self._spool.registered() if not self._copier.knows(path.name))
+
+    @contextlib.contextmanager
+    def _wake_pipe(self) -> Iterator[int]:
+        path = self._spool.root / "state" / WAKE_PIPE
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(path, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _wait(pipe: int, stop: threading.Event, seconds: float) -> None:
+    """Sleep until somebody writes to the wake-up pipe, at most `seconds`."""
+    deadline = time.monotonic() + max(0.0, seconds)
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+        if poll.poll(min(left, 0.1) * 1000):
+            with contextlib.suppress(BlockingIOError):
+                os.read(pipe, 65536)
+            return
+
+
+def _join(threads: Sequence[threading.Thread], deadline: float) -> None:
+    for thread in threads:
+        thread.join(max(0.1, deadline - time.monotonic()))
