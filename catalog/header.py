@@ -177,12 +177,12 @@ def _typed(key: Key, vr: bytes, value: bytes, encodings: tuple[str, ...], little
         return clean(uid_text(value))[:INDEXED_LENGTH] or None
     text = clean(decode(value, encodings))
     if key.kind == "number":
-        return _number(text.split("\\", 1)[0]) or None
+        return number_text(text.split("\\", 1)[0]) or None
     limit = _LONG_TEXT if key.column.endswith(("comments", "history")) else INDEXED_LENGTH
     return text[:limit].rstrip(" ") or None
 
 
-def _number(text: str) -> str:
+def number_text(text: str) -> str:
     """Write an integer string one way ("007" and "+7" are 7); what is no integer stays as sent."""
     text = text.strip()[:INDEXED_LENGTH]
     digits = text[1:] if text[:1] in ("+", "-") else text

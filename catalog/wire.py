@@ -220,6 +220,21 @@ class ReplicaChanges(Wire):
     changes: tuple[ReplicaChange, ...] = Field(max_length=10_000)
 
 
+class RefusedChange(Wire):
+    """One replica change that was not applied, and why; the others of its request were."""
+
+    object_key: str
+    location: str
+    reason: str
+
+
+class ReplicaReply(Wire):
+    """What became of a list of replica changes."""
+
+    applied: int
+    refused: tuple[RefusedChange, ...] = ()
+
+
 class RetireRequest(Wire):
     """Instances to take out of the catalog; unknown ones are passed over."""
 

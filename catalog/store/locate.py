@@ -1,0 +1,87 @@
+"""Find instances by any mix of UIDs, with every copy of each."""
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select
+
+from catalog.errors import UnsupportedQuery
+from catalog.prepare import EPOCH
+from catalog.schema.tables import instances, objects, patients, replicas, series, studies
+from catalog.store.database import Database
+from catalog.store.records import object_ref
+from catalog.text import INDEXED_LENGTH, clean
+from catalog.wire import Located, LocateRequest, PatientKey, ReplicaRef
+
+_PAGE = 500
+_FILED = (instances.join(series, instances.c.series_fk == series.c.id).join(studies, series.c.study_fk == studies.c.id)
+          .join(patients, studies.c.patient_fk == patients.c.id))
+
+
+def run(database: Database, request: LocateRequest) -> Iterator[Located]:
+    """Find the instances now; give an iterator that reads them and their copies page by page.
+
+    Raises:
+        UnsupportedQuery: the request names nothing at all.
+    """
+    statement = ids_statement(database, request)
+    with database.reading() as connection:
+        found = array("q", connection.execute(statement).scalars())
+    return _pages(database, found)
+
+
+def ids_statement(database: Database, request: LocateRequest) -> Select[Any]:
+    """Build the statement that finds the instances: a union inside each list, the intersection of the lists."""
+    conditions: list[ColumnElement[bool]] = []
+    for column, values in ((studies.c.study_uid, request.studies), (series.c.series_uid, request.series),
+                           (instances.c.instance_uid, request.instances)):
+        if values:
+            conditions.append(database.among(column, list({clean(value) for value in values})))
+    if request.patients:
+        conditions.append(or_(*(_patient(one) for one in dict.fromkeys(request.patients))))
+    if not conditions:
+        raise UnsupportedQuery("locate needs at least one patient, study, series or instance")
+    return select(instances.c.id).select_from(_FILED).where(*conditions)
+
+
+def _patient(one: PatientKey) -> ColumnElement[bool]:
+    same_id = patients.c.patient_id == clean(one.patient_id)[:INDEXED_LENGTH]
+    return same_id if one.issuer is None else and_(same_id, patients.c.issuer == clean(one.issuer)[:INDEXED_LENGTH])
+
+
+def _pages(database: Database, found: array[int]) -> Iterator[Located]:
+    for start in range(0, len(found), _PAGE):
+        yield from _page(database, list(found[start : start + _PAGE]))
+
+
+def _page(database: Database, ids: list[int]) -> list[Located]:
+    wanted = (select(objects, instances.c.id.label("instance_id"), series.c.series_uid, studies.c.study_uid,
+                     instances.c.instance_number, instances.c.frames)
+              .select_from(_FILED.join(objects, instances.c.object_fk == objects.c.id))
+              .where(database.among(instances.c.id, ids)).order_by(instances.c.id))
+    copies: dict[int, list[ReplicaRef]] = defaultdict(list)
+    with database.reading() as connection:
+        rows = connection.execute(wanted).all()
+        for row in connection.execute(
+            select(replicas).where(database.among(replicas.c.object_fk, [row.id for row in rows]))
+            .order_by(replicas.c.id)
+        ):
+            at = None if row.verified_at is None else EPOCH + timedelta(microseconds=row.verified_at)
+            copies[row.object_fk].append(
+                ReplicaRef(location=row.location, kind=row.kind, state=row.state, verified_at=at))
+    return [
+        Located(instance_uid=row.instance_uid, series_uid=row.series_uid, study_uid=row.study_uid,
+                sop_class_uid=row.sop_class_uid, transfer_syntax_uid=row.transfer_syntax_uid,
+                instance_number=_integer(row.instance_number), number_of_frames=row.frames, object=object_ref(row),
+                replicas=tuple(copies[row.id]))
+        for row in rows
+    ]
+
+
+def _integer(text: str | None) -> int | None:
+    digits = (text or "").removeprefix("-")
+    return int(text or "") if digits.isascii() and digits.isdigit() and len(digits) <= 12 else None

@@ -1,0 +1,226 @@
+"""Turn one matching key into a condition (PS3.4 C.2.2.2), so that the plain indexes serve it where there is one."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, and_, false, or_, select
+
+from catalog.errors import UnsupportedQuery
+from catalog.header import number_text
+from catalog.keys import BY_KEYWORD, DERIVED, LEVELS, STUDY_FROM_SERIES, Key, Level
+from catalog.prepare import name_groups
+from catalog.schema.tables import (
+    instances,
+    patient_names,
+    patients,
+    series,
+    studies,
+    study_modalities,
+    study_sop_classes,
+)
+from catalog.store.database import Database
+from catalog.text import INDEXED_LENGTH, clean, name_key
+from catalog.wire import Match, Query
+
+Condition = ColumnElement[bool]
+TABLES: dict[Level, FromClause] = {"PATIENT": patients, "STUDY": studies, "SERIES": series, "IMAGE": instances}
+COUNTS: dict[str, tuple[Level, str]] = {
+    "NumberOfPatientRelatedStudies": ("PATIENT", "n_studies"),
+    "NumberOfPatientRelatedSeries": ("PATIENT", "n_series"),
+    "NumberOfPatientRelatedInstances": ("PATIENT", "n_instances"),
+    "NumberOfStudyRelatedSeries": ("STUDY", "n_series"),
+    "NumberOfStudyRelatedInstances": ("STUDY", "n_instances"),
+    "NumberOfSeriesRelatedInstances": ("SERIES", "n_instances"),
+}
+_PARENT_KEY = {"SERIES": series.c.study_fk, "IMAGE": instances.c.series_fk, "STUDY": studies.c.patient_fk}
+_AFTER = "\U0010ffff"  # sorts after every character: closes the range of a prefix
+
+
+class Matching:
+    """Build conditions for one query."""
+
+    def __init__(self, database: Database, query: Query) -> None:
+        self._database, self._query = database, query
+        self.top = query.level  # the highest level whose table the conditions name
+
+    def conditions(self) -> list[Condition]:
+        """Build the conditions of all matches; universal ones give none.
+
+        Raises:
+            UnsupportedQuery: a match names an attribute that cannot be matched at this level.
+        """
+        found = [self._one(match) for match in self._query.matches]
+        return [condition for condition in found if condition is not None]
+
+    def on_series(self, keyword: str) -> list[Condition]:
+        """Build the conditions that the query puts on a series attribute asked for at STUDY level."""
+        column = series.c[BY_KEYWORD[keyword].column]
+        found = [self._compare(column, BY_KEYWORD[keyword], m) for m in self._query.matches if m.keyword == keyword]
+        return [condition for condition in found if condition is not None]
+
+    def _one(self, match: Match) -> Condition | None:
+        match = _cleaned(match)
+        level, keyword = self._query.level, match.keyword
+        if keyword in ("ModalitiesInStudy", "SOPClassesInStudy") or (keyword == "Modality" and level == "STUDY"):
+            return self._summary(match)
+        if keyword in COUNTS and level in DERIVED[keyword]:
+            owner, column = COUNTS[keyword]
+            self._reach(owner)
+            return _number_in(TABLES[owner].c[column], match.values)
+        if keyword == "AvailableTransferSyntaxUID" and level == "IMAGE":
+            return self._simple(instances.c.transfer_syntax_uid, match)
+        key = BY_KEYWORD.get(keyword)
+        if key is None:
+            raise UnsupportedQuery(f"{keyword[:64]} cannot be matched")
+        if LEVELS.index(key.level) <= LEVELS.index(level):
+            self._reach(key.level)
+            return self._own(key, match)
+        if keyword in STUDY_FROM_SERIES or key.kind == "uid" or (level, key.level) == ("SERIES", "IMAGE"):
+            return self._below(key, match)
+        raise UnsupportedQuery(f"{keyword[:64]} cannot be matched at {level} level")
+
+    def _reach(self, level: Level) -> None:
+        if LEVELS.index(level) < LEVELS.index(self.top):
+            self.top = level
+
+    def _own(self, key: Key, match: Match) -> Condition | None:
+        if key.keyword == "PatientName":
+            return self._patient_name(match)
+        return self._compare(TABLES[key.level].c[key.column], key, match)
+
+    def _below(self, key: Key, match: Match) -> Condition | None:
+        """Match by an attribute of a lower level: an entity matches when one below it does."""
+        condition = self._compare(TABLES[key.level].c[key.column], key, match)
+        if condition is None:
+            return None
+        at = key.level
+        while True:
+            parent = _PARENT_KEY[at]
+            at = LEVELS[LEVELS.index(at) - 1]
+            condition = TABLES[at].c.id.in_(select(parent).where(condition))
+            if at == self._query.level:
+                return condition
+
+    def _summary(self, match: Match) -> Condition | None:
+        if self._query.level == "PATIENT":
+            raise UnsupportedQuery(f"{match.keyword} cannot be matched at PATIENT level")
+        self._reach("STUDY")
+        table, column = (study_sop_classes, "sop_class_uid") if match.keyword == "SOPClassesInStudy" else (
+            study_modalities, "modality")
+        condition = self._simple(table.c[column], match)
+        return None if condition is None else studies.c.id.in_(select(table.c.study_fk).where(condition))
+
+    # -- comparing one column --------------------------------------------------------------------------------------
+
+    def _compare(self, column: ColumnElement[Any], key: Key, match: Match) -> Condition | None:
+        if key.kind == "count":
+            return _number_in(column, match.values)
+        if key.kind == "number":
+            match = match.model_copy(update={"values": tuple(number_text(value) for value in match.values)})
+        if key.kind == "uid" and match.op == "wild":  # no wildcards in UIDs (PS3.4 C.2.2.2.4)
+            match = match.model_copy(update={"op": "in"})
+        if key.kind == "name":
+            return self._other_name(key, match)
+        if key.multiple and match.op != "range":
+            return _any(match.values, lambda value: self._part(column, value, match.op == "wild", "\\"))
+        return self._simple(column, match, time=key.column.endswith("_time"))
+
+    def _simple(self, column: ColumnElement[Any], match: Match, *, time: bool = False) -> Condition | None:
+        if match.op == "range":
+            return _range(column, match.values, time=time)
+        if match.op == "wild":
+            return _any(match.values, lambda value: self.pattern(column, value))
+        values = [value[:INDEXED_LENGTH] for value in match.values]
+        return column == values[0] if len(values) == 1 else self._database.among(column, values)
+
+    def pattern(self, column: ColumnElement[Any], value: str) -> Condition | None:
+        """Match a wildcard pattern; what stands before its first wildcard becomes an index range."""
+        if not value.strip("*"):
+            return None
+        start = min(value.find(ch) if ch in value else len(value) for ch in "*?")
+        if start == len(value):
+            return column == value
+        bounds = [] if not start else [column >= value[:start], column < value[:start] + _AFTER]
+        if value[start:] != "*":
+            bounds.append(self._database.glob(column, value))
+        return and_(*bounds)
+
+    def _part(self, column: ColumnElement[Any], value: str, wild: bool, *separators: str) -> Condition | None:
+        """Match one value of several in a text joined by separators."""
+        if wild and not value.strip("*"):
+            return None
+        whole = self.pattern(column, value) if wild else column == value
+        found = [] if whole is None else [whole]
+        for mark in separators:
+            if wild:
+                glob = self._database.glob
+                found += [glob(column, f"{value}{mark}*"), glob(column, f"*{mark}{value}"),
+                          glob(column, f"*{mark}{value}{mark}*")]
+            else:
+                found.append(self._database.holds(mark + column + mark, mark + value + mark))
+        return or_(*found)
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def _folded(self, value: str) -> str:
+        return name_key(value) if self._query.names == "insensitive" else value.rstrip("^= ")
+
+    def _other_name(self, key: Key, match: Match) -> Condition | None:
+        exact = self._query.names == "exact"
+        column = TABLES[key.level].c[key.column if exact else key.column + "_key"]
+        return _any(match.values, lambda value: self._part(column, self._folded(value), match.op == "wild", "=", "\\"))
+
+    def _patient_name(self, match: Match) -> Condition | None:
+        return _any(match.values, lambda value: self._one_name(value, match.op == "wild"))
+
+    def _one_name(self, value: str, wild: bool) -> Condition | None:
+        """Match each component group that the value has against any group of the name (PS3.5 6.2.1)."""
+        column = patient_names.c.name if self._query.names == "exact" else patient_names.c.name_key
+        groups = [group for group in (self._folded(part) for part in name_groups(value)) if group]
+        found: list[Condition] = []
+        for group in groups:
+            condition = self._name_pattern(column, group) if wild else column == group[:INDEXED_LENGTH]
+            if condition is not None:
+                found.append(patients.c.id.in_(select(patient_names.c.patient_fk).where(condition)))
+        return and_(*found) if found else None
+
+    def _name_pattern(self, column: ColumnElement[Any], group: str) -> Condition | None:
+        condition = self.pattern(column, group)
+        stem = group
+        while stem.endswith("^*"):  # "DOE^*" also means a DOE without given name: trailing delimiters may be absent
+            stem = stem[:-2]
+        if condition is None or stem == group or not stem:
+            return condition
+        bare = self.pattern(column, stem)
+        return condition if bare is None else or_(condition, bare)
+
+
+def _cleaned(match: Match) -> Match:
+    if not match.values or (match.op == "range" and len(match.values) != 2):
+        needed = "two values" if match.op == "range" else "a value"
+        raise UnsupportedQuery(f"{match.keyword[:64]}: {match.op} needs {needed}")
+    return match.model_copy(update={"values": tuple(clean(value) for value in match.values)})
+
+
+def _any(values: Sequence[str], build: Callable[[str], Condition | None]) -> Condition | None:
+    """Join alternatives by OR; when one of them is universal, so are all."""
+    found = [build(value) for value in values]
+    known = [condition for condition in found if condition is not None]
+    return or_(*known) if len(known) == len(found) else None
+
+
+def _range(column: ColumnElement[Any], values: Sequence[str], *, time: bool) -> Condition | None:
+    """Match a range, open at either end. The high end includes all that begins with it ("1015" ends at 10:15:59.9)."""
+    low, high = values
+    while time and low.endswith("00"):  # a stored "1015" is not before "101500"
+        low = low[:-2]
+    bounds = [column >= low] if low else []
+    if high:
+        bounds.append(column < high + _AFTER)
+    return and_(*bounds) if bounds else None
+
+
+def _number_in(column: ColumnElement[Any], values: Sequence[str]) -> Condition:
+    numbers = [int(value) for value in values if value.isascii() and value.isdigit() and len(value) < 16]
+    return or_(*(column == number for number in numbers)) if numbers else false()

@@ -1,0 +1,172 @@
+"""Answer queries: the ids first, then their rows page by page, each in a short transaction of its own."""
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, Select, and_, case, exists, func, literal, null, select
+
+from catalog.keys import BY_KEYWORD, LEVELS, STUDY_FROM_SERIES, Level
+from catalog.schema.tables import instances, objects, patients, placements, series, series_placements, studies
+from catalog.store.database import Database
+from catalog.store.matching import COUNTS, TABLES, Matching
+from catalog.wire import Query, Row
+
+_FIRST_PAGE, _PAGE = 50, 500
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of an answer: how many rows there were, and whether the limit cut it."""
+
+    count: int
+    truncated: bool
+
+
+def run(database: Database, query: Query) -> Iterator[Row | End]:
+    """Find the matching entities now; give an iterator of their rows, one per entity, and an End.
+
+    An entity that is retired while its page is waited for is left out.
+
+    Raises:
+        UnsupportedQuery: at once, before any row.
+    """
+    matching = Matching(database, query)
+    statement = ids_statement(matching, query)
+    with database.reading() as connection:
+        found = array("q", connection.execute(statement).scalars())
+        offline = _offline(connection.execute(select(placements)).all(), query)
+    truncated = query.limit is not None and len(found) > query.limit
+    if truncated:
+        found = found[: query.limit]
+    return _rows(database, query, _Columns(matching, query, offline), found, truncated)
+
+
+def ids_statement(matching: Matching, query: Query) -> Select[Any]:
+    """Build the statement that finds the matching entities."""
+    conditions = matching.conditions()
+    source = _joined(query.level, matching.top)
+    statement = select(TABLES[query.level].c.id).select_from(source).where(*conditions)
+    return statement if query.limit is None else statement.limit(query.limit + 1)
+
+
+def _joined(level: Level, top: Level) -> FromClause:
+    """Join the level's table with its parents up to `top`."""
+    source = TABLES[level]
+    if level == "IMAGE" and top != "IMAGE":
+        source = source.join(series, instances.c.series_fk == series.c.id)
+    if level in ("IMAGE", "SERIES") and top in ("STUDY", "PATIENT"):
+        source = source.join(studies, series.c.study_fk == studies.c.id)
+    if level != "PATIENT" and top == "PATIENT":
+        source = source.join(patients, studies.c.patient_fk == patients.c.id)
+    return source
+
+
+def _rows(
+    database: Database, query: Query, columns: _Columns, found: array[int], truncated: bool
+) -> Iterator[Row | End]:
+    table, count, start = TABLES[query.level], 0, 0
+    while start < len(found):
+        size = _FIRST_PAGE if start == 0 else _PAGE
+        page = list(found[start : start + size])
+        start += size
+        statement = (select(table.c.id.label("$id"), *columns.labelled).select_from(_joined(query.level, columns.top))
+                     .where(database.among(table.c.id, page)))
+        with database.reading() as connection:
+            by_id = {row["$id"]: row for row in connection.execute(statement).mappings()}
+        for one in page:
+            if one in by_id:
+                count += 1
+                yield columns.row(by_id[one])
+    yield End(count, truncated)
+
+
+def _offline(rows: Any, query: Query) -> list[int]:
+    """Name the placements that are of no use to a caller who cannot reach some places."""
+    missing = set(query.unreachable)
+    return [row.id for row in rows if missing.issuperset(filter(None, row.locations.split("\n")))]
+
+
+class _Columns:
+    """What a query wants back, as labelled expressions, and the way from a database row to the wire."""
+
+    def __init__(self, matching: Matching, query: Query, offline: list[int]) -> None:
+        self._matching, self._level, self._offline = matching, query.level, offline
+        self.top: Level = query.level
+        self._lists: set[str] = set()
+        self._keys = tuple(dict.fromkeys(query.keys))
+        self.labelled = [self._expression(keyword).label(f"k{n}") for n, keyword in enumerate(self._keys)]
+
+    def row(self, found: Mapping[Any, Any]) -> Row:
+        """Give the row by keyword; what several values can have is a list."""
+        row: Row = {}
+        for n, keyword in enumerate(self._keys):
+            value = found[f"k{n}"]
+            if keyword in self._lists and value is not None:
+                value = value.split("\\") if value else []
+            row[keyword] = value
+        return row
+
+    def _expression(self, keyword: str) -> ColumnElement[Any]:
+        """Find where a keyword is answered from; NULL for one that this level does not have."""
+        special = self._derived(keyword)
+        if special is not None:
+            return special
+        key = BY_KEYWORD.get(keyword)
+        if key is None:
+            return null()
+        if key.multiple:
+            self._lists.add(keyword)
+        if LEVELS.index(key.level) <= LEVELS.index(self._level):
+            self._reach(key.level)
+            return TABLES[key.level].c[key.column]
+        if self._level == "STUDY" and keyword in STUDY_FROM_SERIES:
+            column = series.c[key.column]
+            return (select(column).where(series.c.study_fk == studies.c.id, column.is_not(None),
+                                         *self._matching.on_series(keyword))
+                    .order_by(series.c.id).limit(1).correlate(studies).scalar_subquery())
+        if self._level == "SERIES" and keyword in ("Rows", "Columns"):
+            column = instances.c[key.column]
+            constant = case((func.min(column) == func.max(column), func.min(column)))
+            return select(constant).where(instances.c.series_fk == series.c.id).correlate(series).scalar_subquery()
+        return null()
+
+    def _derived(self, keyword: str) -> ColumnElement[Any] | None:
+        if keyword in COUNTS and LEVELS.index(COUNTS[keyword][0]) <= LEVELS.index(self._level):
+            owner, column = COUNTS[keyword]
+            self._reach(owner)
+            return TABLES[owner].c[column]
+        alias = "ModalitiesInStudy" if keyword == "Modality" and self._level == "STUDY" else keyword
+        if alias in ("ModalitiesInStudy", "SOPClassesInStudy") and self._level != "PATIENT":
+            self._reach("STUDY")
+            self._lists.add(keyword)
+            return studies.c.modalities if alias == "ModalitiesInStudy" else studies.c.sop_classes
+        if keyword == "AvailableTransferSyntaxUID" and self._level == "IMAGE":
+            return instances.c.transfer_syntax_uid
+        return self._availability() if keyword == "InstanceAvailability" else None
+
+    def _availability(self) -> ColumnElement[Any]:
+        """Say OFFLINE when an instance of the entity lies nowhere that the caller can reach (PS3.3 C.4.23.1.1)."""
+        if not self._offline:
+            return literal("ONLINE")
+        if self._level == "IMAGE":
+            lost = exists().where(objects.c.id == instances.c.object_fk, objects.c.placement_fk.in_(self._offline))
+            return case((lost.correlate(instances), "OFFLINE"), else_="ONLINE")
+        at = and_(series_placements.c.placement_fk.in_(self._offline), series_placements.c.n_instances > 0)
+        inner = series.alias("at_series")
+        if self._level == "SERIES":
+            lost = exists().where(series_placements.c.series_fk == series.c.id, at).correlate(series)
+        elif self._level == "STUDY":
+            lost = exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == studies.c.id,
+                                  at).correlate(studies)
+        else:
+            outer = studies.alias("at_studies")
+            lost = exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == outer.c.id,
+                                  outer.c.patient_fk == patients.c.id, at).correlate(patients)
+        return case((lost, "OFFLINE"), else_="ONLINE")
+
+    def _reach(self, level: Level) -> None:
+        if LEVELS.index(level) < LEVELS.index(self.top):
+            self.top = level
