@@ -116,6 +116,31 @@ class WorkDirectory:
         self._lock.release()
 
 
+class ProcessDirectory:
+    """The work directory of whatever process asks: a forked child gets one of its own. Thread-safe."""
+
+    def __init__(self, parent: Path) -> None:
+        """Make nothing yet."""
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._made: WorkDirectory | None = None
+        self._pid = -1
+
+    def get(self) -> WorkDirectory:
+        """Return this process's directory, made at the first call. Raises OSError."""
+        with self._lock:
+            if self._made is None or self._pid != os.getpid():
+                self._made, self._pid = WorkDirectory(self._parent), os.getpid()
+            return self._made
+
+    def close(self) -> None:
+        """Remove it, if this process made one."""
+        with self._lock:
+            made, self._made = self._made, None
+        if made is not None and self._pid == os.getpid():
+            made.close()
+
+
 def remove_stale(parent: Path, *, gate: Lock | None = None) -> int:
     """Remove the work directories below `parent` whose process is gone; returns how many.
 

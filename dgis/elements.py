@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from catalog.errors import CatalogError
 from catalog.wire import StorageElement
 from storage_provider.channel import Space
 from storage_provider.errors import NoSpace, StorageError, Unreachable
@@ -65,6 +66,7 @@ class Elements:
         self._known: dict[str, StorageElement] = {}
         self._health: dict[str, _Health] = {}
         self._generation = 0
+        self._refreshed_at = float("-inf")
 
     def refresh(self) -> None:
         """Ask the catalog for the list. Raises CatalogError; the list known before stays."""
@@ -73,6 +75,20 @@ class Elements:
             if found != self._known:
                 self._generation += 1
             self._known = found
+            self._refreshed_at = self._clock()
+
+    def refresh_if_older(self, seconds: float) -> None:
+        """Refresh when the last refresh is older than this. Raises CatalogError only when nothing is known yet."""
+        with self._lock:
+            if self._clock() - self._refreshed_at < seconds:
+                return
+            self._refreshed_at = self._clock()
+            known = bool(self._known)
+        try:
+            self.refresh()
+        except CatalogError:
+            if not known:
+                raise
 
     @property
     def generation(self) -> int:

@@ -55,5 +55,9 @@ class SearchIncomplete(DgisError):
     """A catalog did not answer, or stopped in mid-answer: the rows given so far are true but not all (C001)."""
 
 
+class SearchRefused(DgisError):
+    """The catalog will not answer this query: it asks for something that cannot be matched. Permanent."""
+
+
 class RetrieveUnavailable(DgisError):
     """The catalog could not be asked where the instances are; says nothing about whether they exist."""

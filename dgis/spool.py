@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgis.disk import SharedSync, WorkDirectory, fsync_directory, remove_stale, spool_error
+from dgis.disk import ProcessDirectory, SharedSync, fsync_directory, remove_stale, spool_error
 from dgis.errors import DamagedEntry
 from dgis.incoming import Incoming, SpoolEntry
 from dgis.quota import SpoolRoom, walk
@@ -53,8 +53,7 @@ class Spool:
         self.root = root
         self._room = SpoolRoom(root, limit_bytes=limit_bytes, reserve_bytes=reserve_bytes)
         self._lock = threading.Lock()
-        self._work: WorkDirectory | None = None
-        self._work_pid = -1
+        self._incoming = ProcessDirectory(root / "incoming")
         self._counter = 0
         self._last_ns = 0
         try:
@@ -78,23 +77,18 @@ class Spool:
 
     def close(self) -> None:
         """Remove this process's incoming/ directory."""
-        with self._lock:
-            work, self._work = self._work, None
-        if work is not None and self._work_pid == os.getpid():
-            work.close()
+        self._incoming.close()
 
     def _incoming_path(self) -> Path:
+        directory = self._incoming.get().path
         with self._lock:
-            if self._work is None or self._work_pid != os.getpid():
-                self._work, self._work_pid = WorkDirectory(self.root / "incoming"), os.getpid()
             self._counter += 1
-            return self._work.path / f"{self._counter:08d}"
+            return directory / f"{self._counter:08d}"
 
     def _publish(self, path: Path, record: SpoolRecord) -> SpoolEntry:
         with self._lock:
-            assert self._work is not None
             self._last_ns = max(self._last_ns + 1, time.time_ns())
-            name = f"{self._last_ns:020d}-{self._work.token}-{path.name}"
+            name = f"{self._last_ns:020d}-{path.parent.name}-{path.name}"
             target = self.root / "inbox" / name
             # Under the lock: a later name must not become visible before an earlier one of this process.
             os.rename(path, target)

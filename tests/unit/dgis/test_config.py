@@ -1,0 +1,68 @@
+"""node.toml: complete, strict, and its errors say what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from certs.errors import ConfigError
+from dgis.config import load_node
+
+WHOLE = """
+[dgis]
+aet = "DGIS"
+site = "brno"
+spool = "spool"
+copies = 3
+spool_limit = "20 GB"
+spool_reserve = "512 MiB"
+[dimse]
+port = 11112
+[identity]
+cert = "dgis.cert.pem"
+key = "dgis.key.pem"
+trust = "trust"
+[catalog]
+url = "https://127.0.0.1:8443"
+[unknown_ae]
+rights = ["echo", "find"]
+networks = ["10.0.0.7/8"]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_whole_node(tmp_path: Path) -> None:
+    node = load_node(write(tmp_path, WHOLE))
+    assert node.dgis.spool == tmp_path / "spool"
+    assert (node.dgis.spool_limit, node.dgis.spool_reserve) == (20 * 10**9, 512 * 2**20)
+    assert node.dgis.default_issuer == "brno"
+    assert node.unknown_ae.networks == ("10.0.0.0/8",)
+    assert (node.dgis.accept, node.https.port, node.log.level) == ("spooled", 0, "info")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (('aet = "DGIS"', 'aet = "A TITLE THAT IS TOO LONG"'), "16 printable"),
+        (('aet = "DGIS"', 'aet = "BACK\\\\SLASH"'), "backslash"),
+        (("copies = 3", "copies = 0"), "copies"),
+        (("copies = 3", "copys = 3"), "did you mean 'copies'"),
+        (('"20 GB"', '"much"'), "20 GB"),
+        (('"20 GB"', '"20 parsecs"'), "20 GB"),
+        (("https://", "http://"), "url"),
+        (('"10.0.0.7/8"', '"the lan"'), "192.168.1.0/24"),
+        (('"find"]', '"destroy"]'), "rights"),
+        (('spool = "spool"', ""), "spool"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_node(write(tmp_path, WHOLE.replace(*change)))
+    assert told in str(refused.value)
+    assert "node.toml" in str(refused.value)
