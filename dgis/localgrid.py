@@ -1,8 +1,8 @@
 """A whole grid below one directory, for one machine: its own CA, one catalog, some storage providers, one DGIS.
 
 Pure layout and configuration text live here, and the few steps that make them true on disk; running the processes is
-``dgis.cli.up``'s. Everything in ``HOME`` survives a restart; configuration files are written anew at each start, so that
-changed options take effect, and the ports stay the same while they are free.
+``dgis.cli.up``'s. Everything in ``HOME`` survives a restart; configuration files are written anew at each start, so
+that changed options take effect, and the ports stay the same while they are free.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from certs.credential import Credential
 
 from certs import ca
+from certs.credential import Credential
 from dgis.errors import DgisError
 
 LOOPBACK = "127.0.0.1"
@@ -278,8 +278,8 @@ def _write_toml(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _merge_peers(path: Path, peers: Iterable[PeerAE]) -> None:
-    from dgis.dimse.ae import AETable
+    from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable
 
-    table = AETable(path)
+    table = AeTable(path)
     for peer in peers:
-        table.put(title=peer.title, host=peer.host, port=peer.port)
+        table.put(AeEntry(title=peer.title, host=peer.host, port=peer.port, rights=tuple(sorted(ALL_RIGHTS))))

@@ -38,7 +38,7 @@ class Probe:
 
     def wait_echo(self, aet: str, host: str, port: int) -> None:
         """Return when the AE answers a C-ECHO."""
-        from dgis.dimse.scu import echo
+        from dgis.dimse.echo import echo
 
         self._until(f"AE {aet} at {host}:{port}", lambda: echo(host, port, called_aet=aet, calling_aet="DGISUP").ok)
 

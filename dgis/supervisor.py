@@ -80,6 +80,10 @@ class Supervisor:
         process = self._slots[name].process
         return process.pid if process is not None and process.poll() is None else None
 
+    def pids(self) -> dict[str, int | None]:
+        """The process id of every child by name, None for one that does not run."""
+        return {name: self.pid(name) for name in self._slots}
+
     def alive(self) -> dict[str, bool]:
         """Which children run now."""
         return {name: self.pid(name) is not None for name in self._slots}
@@ -101,10 +105,10 @@ class Supervisor:
         """True once a stop was asked for."""
         return self._stopping.is_set()
 
-    def stop_all(self, order: Sequence[str] | None = None) -> None:
-        """SIGTERM the children (in ``order``, one after the other, else all at once), SIGKILL what is left after 10 s."""
+    def stop_all(self, groups: Sequence[Sequence[str]] | None = None) -> None:
+        """SIGTERM the children, group by group (default: all at once), and SIGKILL what is left of one after 10 s."""
         self._stopping.set()
-        for group in [[name] for name in order] if order is not None else [list(self._slots)]:
+        for group in groups if groups is not None else [tuple(self._slots)]:
             self._stop_group(group)
 
     def _stop_group(self, names: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import click
 
 from certs.errors import CertsError
 
+_HIDDEN = {"process": ("dgis.cli.serve", "process_group")}
 _COMMANDS = {
     "ae": ("dgis.cli.ae", "Application entities: who may do what, and where to send."),
     "conflicts": ("dgis.cli.conflicts", "Instances that came twice with different content."),
@@ -31,9 +32,13 @@ class _LazyGroup(click.Group):
         return sorted(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name in _HIDDEN:
+            module, attribute = _HIDDEN[cmd_name]
+        elif cmd_name in _COMMANDS:
+            module, attribute = _COMMANDS[cmd_name][0], "command"
+        else:
             return None
-        command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 

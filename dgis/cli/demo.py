@@ -62,9 +62,8 @@ def command(*, data: Path | None, home: Path | None, keep: bool) -> None:
     ]
     out.print(table("What a viewer saw", ("Step", "How", "Result", "Time", ""), rows, right=("Time",)))
     took = duration(time.monotonic() - started)
-    out.print(
-        f"[bold green]All right[/bold green], in {took}." if ok else f"[bold red]Not right[/bold red], after {took}."
-    )
+    verdict = "[bold green]All right[/bold green], in" if ok else "[bold red]Not right[/bold red], after"
+    out.print(f"{verdict} {took}.")
     sys.exit(0 if ok else 1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgis.cli.nodes import node_options, open_ingest, read_node
+from dgis.cli.nodes import node_options, read_node
 from dgis.cli.output import (
     EXIT_FAILED,
     EXIT_OK,
@@ -23,9 +23,12 @@ from dgis.cli.output import (
     size,
     table,
 )
+from dgis.config import NodeConfig
 from dgis.errors import BadDataSet, SpoolError
 from dgis.ingest import Ingest
 from dgis.medium import FileInstance, NotAnInstance, find_files, open_instance
+from dgis.metrics import make_metrics
+from dgis.node import make_ingest
 from dgis.part10 import Part10Error
 from dgis.record import Arrival
 
@@ -58,10 +61,11 @@ def command(*, paths: tuple[Path, ...], home: Path, config: Path | None, title: 
         raise click.ClickException("there are no files below the given paths")
     tally = _Tally()
     session = uuid.uuid4().hex
-    with open_ingest(node) as ingest, _progress() as bar:
+    ingest = make_ingest(node, make_metrics(None))
+    with _progress() as bar:
         task = bar.add_task("filing", total=len(files))
         for path in files:
-            _file_one(ingest, path, Source(title, node.aet, node.site, session), tally)
+            _file_one(ingest, path, Source(title, node, session), tally)
             bar.advance(task)
         bar.update(task, description="cataloguing")
         settled = ingest.settle(session, timeout=wait)
@@ -74,8 +78,7 @@ class Source:
     """Who files, and where: what a C-STORE's association would say."""
 
     title: str
-    aet: str
-    site: str
+    node: NodeConfig
     session: str
 
     def arrival(self, instance: FileInstance) -> Arrival:
@@ -85,9 +88,9 @@ class Source:
             instance_uid=instance.instance_uid,
             transfer_syntax=instance.transfer_syntax,
             calling_ae=self.title,
-            called_ae=self.aet,
-            issuer=self.site,
-            acting_for=f"ae:{self.title}@{self.site}",
+            called_ae=self.node.dgis.aet,
+            issuer=self.node.dgis.default_issuer,
+            acting_for=f"ae:{self.title}@{self.node.dgis.site}",
             association_id=self.session,
         )
 
@@ -131,5 +134,7 @@ def _report(tally: _Tally, *, settled: bool, fmt: Format) -> None:
         return
     if tally.refused:
         console().print(table("Refused", ("File", "Reason"), [[str(path), reason] for path, reason in tally.refused]))
-    state = "all in the catalog" if settled else "not all in the catalog yet: they are safe in the spool, see dgis status"
+    state = (
+        "all in the catalog" if settled else "not all in the catalog yet: they are safe in the spool, see dgis status"
+    )
     console().print(f"{tally.filed} instances filed ({size(tally.filed_bytes)}), {len(tally.refused)} refused; {state}")

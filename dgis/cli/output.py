@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
@@ -20,18 +19,6 @@ def format_option(function: F) -> F:
     """``--format text|json``."""
     return click.option(
         "--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form."
-    )(function)
-
-
-def home_option(function: F) -> F:
-    """``--home DIR``: the local grid that a command speaks of."""
-    return click.option(
-        "--home",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path(".grid"),
-        show_default=True,
-        envvar="DGIS_HOME",
-        help="Directory of the local grid (dgis up).",
     )(function)
 
 

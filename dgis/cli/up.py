@@ -109,7 +109,7 @@ class _Grid:
                 self.supervisor.watch(tick=self._tick)
             return 0
         finally:
-            self.supervisor.stop_all(order=["dgis", *self.options.provider_names, "catalog"])
+            self.supervisor.stop_all([["dgis"], self.options.provider_names, ["catalog"]])
 
     def _start(self) -> None:
         from dgis.localprobe import Probe
@@ -143,9 +143,8 @@ class _Grid:
 
     def _announce(self) -> None:
         localgrid.write_atomic(self.paths.ready, json.dumps(self._facts(), indent=1).encode())
-        doors = ", ".join(
-            f"{name} at {localgrid.service_url(self.ports[name])}" for name in self.options.provider_names
-        )
+        names = self.options.provider_names
+        doors = ", ".join(f"{name} at {localgrid.service_url(self.ports[name])}" for name in names)
         click.echo(
             f"ready: AE {self.options.aet} at {localgrid.LOOPBACK}:{self.options.port}, "
             f"catalog at {localgrid.service_url(self.ports['catalog'])}, {doors}; Ctrl-C stops it"

@@ -91,11 +91,8 @@ def _read(path: Path) -> Image | None:
         sop_class, instance = str(ds.SOPClassUID), str(ds.SOPInstanceUID)
         study, series = str(ds.StudyInstanceUID), str(ds.SeriesInstanceUID)
         syntax = str(ds.file_meta.TransferSyntaxUID)
-        if (
-            str(ds.file_meta.MediaStorageSOPInstanceUID) != instance
-            or sop_class in NOT_STORED
-            or not (study and series)
-        ):
+        sendable = str(ds.file_meta.MediaStorageSOPInstanceUID) == instance and sop_class not in NOT_STORED
+        if not (sendable and study and series):
             return None
         modality = str(ds.get("Modality", ""))
         return Image(

@@ -6,21 +6,21 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context, build_role
-from pynetdicom.sop_class import (
-    StudyRootQueryRetrieveInformationModelFind,  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelGet,  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelMove,  # type: ignore[attr-defined]
-    Verification,  # type: ignore[attr-defined]
-)
 
 from dgis.demo.images import Image
 
+VERIFICATION = "1.2.840.10008.1.1"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 CONTEXTS_PER_ASSOCIATION = 120  # of 128 (PS3.8 9.3.2.2: odd context ids 1..255)
 PENDING = (0xFF00, 0xFF01)
 
@@ -34,8 +34,10 @@ class Received:
 
     def take(self, event: evt.Event) -> int:
         """Handle EVT_C_STORE: keep the digest of the data set exactly as it crossed the wire."""
-        uid = str(event.request.AffectedSOPInstanceUID)
-        self.digests[uid] = hashlib.sha256(event.request.DataSet.getbuffer()).hexdigest()
+        request = event.request
+        assert isinstance(request, C_STORE) and isinstance(request.DataSet, BytesIO)
+        uid = str(request.AffectedSOPInstanceUID)
+        self.digests[uid] = hashlib.sha256(request.DataSet.getbuffer()).hexdigest()
         self.times[uid] += 1
         return 0x0000
 
@@ -65,13 +67,13 @@ class Viewer:
         received, ae = Received(), self._ae()
         for sop_class, syntaxes in _syntaxes(images).items():
             ae.add_supported_context(sop_class, sorted(syntaxes))
-        handlers = [(evt.EVT_C_STORE, received.take)]
-        return ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers), received
+        handler = (evt.EVT_C_STORE, received.take)
+        return ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[handler]), received
 
     def echo(self) -> bool:
         """C-ECHO."""
         ae = self._ae()
-        ae.add_requested_context(Verification)
+        ae.add_requested_context(VERIFICATION)
         assoc = self._associate(ae)
         status = assoc.send_c_echo()
         assoc.release()
@@ -91,12 +93,12 @@ class Viewer:
     def find(self, level: str, **keys: str) -> list[Dataset]:
         """C-FIND in the Study Root model; returns the matches. Raises ConnectionError on a failure status."""
         ae = self._ae()
-        ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+        ae.add_requested_context(STUDY_ROOT_FIND)
         assoc = self._associate(ae)
         identifier = _identifier(level, **keys)
         matches: list[Dataset] = []
         last = 0xFFFF
-        for status, match in assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
+        for status, match in assoc.send_c_find(identifier, STUDY_ROOT_FIND):
             last = int(status.Status) if status else 0xFFFF
             if last in PENDING and match is not None:
                 matches.append(match)
@@ -108,13 +110,13 @@ class Viewer:
     def move(self, study_uids: Sequence[str], destination: str) -> tuple[int, int]:
         """C-MOVE whole studies; returns (completed, failed) sub-operations."""
         ae = self._ae()
-        ae.add_requested_context(StudyRootQueryRetrieveInformationModelMove)
+        ae.add_requested_context(STUDY_ROOT_MOVE)
         assoc = self._associate(ae)
         counts = _last_counts(
             assoc.send_c_move(
                 _identifier("STUDY", StudyInstanceUID=list(study_uids)),
                 destination,
-                StudyRootQueryRetrieveInformationModelMove,
+                STUDY_ROOT_MOVE,
             )
         )
         assoc.release()
@@ -126,11 +128,11 @@ class Viewer:
         completed = failed = 0
         for contexts, group in _groups(images):
             ae = self._ae()
-            ae.requested_contexts = [*contexts, build_context(StudyRootQueryRetrieveInformationModelGet)]
+            ae.requested_contexts = [*contexts, build_context(STUDY_ROOT_GET)]
             roles = [build_role(cx.abstract_syntax, scp_role=True) for cx in contexts if cx.abstract_syntax]
             assoc = self._associate(ae, ext_neg=roles, evt_handlers=[(evt.EVT_C_STORE, received.take)])
             identifier = _identifier("STUDY", StudyInstanceUID=sorted({image.study_uid for image in group}))
-            done = _last_counts(assoc.send_c_get(identifier, StudyRootQueryRetrieveInformationModelGet))
+            done = _last_counts(assoc.send_c_get(identifier, STUDY_ROOT_GET))
             completed, failed = completed + done[0], failed + done[1]
             assoc.release()
         return (completed, failed), received
