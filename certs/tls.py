@@ -7,8 +7,10 @@ without touching connections that are up.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
+from collections.abc import Callable
 from typing import Literal
 
 from cryptography import x509
@@ -31,7 +33,7 @@ class ReloadingContext:
     """An SSL context that stays current.
 
     ``context`` is what to use for the next connection. On the server side it is one object for the whole life of the
-    listener (each handshake is switched to the newest material); on the client side ``refresh`` replaces it.
+    listener (each handshake gets the newest material); on the client side ``refresh`` replaces it.
     """
 
     def __init__(self, identity: IdentityConfig, side: Side, trust: Trust) -> None:
@@ -42,10 +44,11 @@ class ReloadingContext:
         self._lock = threading.Lock()
         self._seen = self._signature()
         self._current = _build(self.credential, trust, side)
-        self.context = self._current
+        self.context: ssl.SSLContext = self._current
         if side == "server":
-            self.context.sni_callback = self._switch
-            self.context.sslobject_class = _ServerObject
+            listener = _Listener(ssl.PROTOCOL_TLS_SERVER)
+            listener.fresh = self._fresh
+            self.context = listener
 
     def refresh(self) -> bool:
         """Rebuild when certificate, key or trust changed; says whether it did. A broken new pair is logged only."""
@@ -71,12 +74,54 @@ class ReloadingContext:
     def _signature(self) -> tuple[object, ...]:
         return signature_of(self.credential.cert), signature_of(self.credential.key), self.trust.generation
 
+    def _fresh(self) -> ssl.SSLContext:
+        """Make the context of one connection: flags only, the handshake switches it to the newest material."""
+        bare = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        bare.sni_callback = self._switch
+        bare.sslobject_class = _ServerObject
+        return bare
+
     def _switch(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _base: ssl.SSLContext) -> None:
-        # Called in each handshake, with or without SNI. The new context brings its own CA and CRL store and
-        # certificate; verify_flags, options and tickets stay those of the base, which are the same.
+        # Called in each handshake, with or without SNI. The context brings certificate, CAs and CRLs with it; flags,
+        # options and the (empty) session cache stay those of the bare one.
         self.refresh()
-        if self._current is not self.context:
-            connection.context = self._current
+        connection.context = self._current
+
+
+class _Listener(ssl.SSLContext):
+    """A server context that gives each connection a context, and so a session cache, of its own.
+
+    OpenSSL resumes TLS 1.2 sessions from its context's cache even without tickets, and a resumed session has no
+    verified chain; Python has no switch for that cache. A bare context costs 0.1 ms and 13 KiB.
+    """
+
+    fresh: Callable[[], ssl.SSLContext]
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return self.fresh().wrap_bio(incoming, outgoing, server_side=True)
+
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        return self.fresh().wrap_socket(
+            sock,
+            server_side=True,
+            do_handshake_on_connect=do_handshake_on_connect,
+            suppress_ragged_eofs=suppress_ragged_eofs,
+        )
 
 
 class _ServerObject(ssl.SSLObject):
@@ -161,15 +206,20 @@ def describe(error: ssl.SSLError) -> str:
     return (error.reason or type(error).__name__).replace("_", " ").lower()
 
 
-def _build(credential: Credential, trust: Trust, side: Side) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT)
+def _strict(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Set what every context has: TLS 1.2 or newer, a peer certificate, CRLs of the whole chain, no resumption."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    if side == "server":
+    if context.protocol == ssl.PROTOCOL_TLS_SERVER:
         context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
         context.num_tickets = 0
+    return context
+
+
+def _build(credential: Credential, trust: Trust, side: Side) -> ssl.SSLContext:
+    context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT))
     try:
         context.load_cert_chain(credential.cert, credential.key)
         for path in trust.files():
