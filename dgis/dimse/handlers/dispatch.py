@@ -1,0 +1,203 @@
+"""Who serves what: admission, rights, and the way from a message to its handler."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections import Counter
+
+from dgis.dimse import command as dimse
+from dgis.dimse import negotiation, status
+from dgis.dimse.command import Answer, Command, Field
+from dgis.dimse.handlers.find import find
+from dgis.dimse.handlers.operation import Operation, Session
+from dgis.dimse.handlers.retrieve import get, move
+from dgis.dimse.handlers.store import StoreSink
+from dgis.dimse.messages import Message, Sink
+from dgis.dimse.negotiation import Context, Rejection, Service, Verdict
+from dgis.dimse.record import AssociationRecord, log
+from dgis.dimse.runtime.association import GridAssociation
+from dgis.dimse.runtime.entity import GridAE
+from dgis.dimse.runtime.sockets import PeerGone
+from dgis.dimse.services import DimseSettings, Services
+
+_OPERATIONS = {Field.C_FIND: Service.FIND, Field.C_MOVE: Service.MOVE, Field.C_GET: Service.GET}
+
+
+class Dispatcher:
+    """The AssociationUser of every association that a peer requests. Thread-safe."""
+
+    def __init__(self, settings: DimseSettings, services: Services, ae: GridAE) -> None:
+        """Serve with these use cases; `ae` requests the associations of C-MOVE."""
+        self._settings = settings
+        self._services = services
+        self._ae = ae
+        self._called = {settings.aet.strip(), *(title.strip() for title in settings.also_called)}
+        self._lock = threading.Lock()
+        self._slots: Counter[str] = Counter()
+
+    # --- admission -------------------------------------------------------------------------------------------------
+
+    def admit(self, association: GridAssociation) -> Rejection | None:
+        """Decide by AE titles, address and load; nothing here waits."""
+        request = association.requestor.primitive
+        calling = str(request.calling_ae_title).strip() if request else ""
+        called = str(request.called_ae_title).strip() if request else ""
+        address = association.requestor.address
+        caller = self._services.ae_table.caller(calling, address)
+        rejection = None
+        if not self._settings.accept_any_called and called not in self._called:
+            rejection = negotiation.CALLED_AE_NOT_RECOGNISED
+        elif not caller.rights:
+            rejection = negotiation.CALLING_AE_NOT_RECOGNISED
+        elif not self._take_slot(calling):
+            rejection = negotiation.LOCAL_LIMIT_EXCEEDED
+        if rejection is not None:
+            log.warning(
+                "association rejected", calling=calling, called=called, address=address, reason=rejection.diagnostic
+            )
+            return rejection
+        number = uuid.uuid4().hex
+        association.session = Session(
+            association_id=number,
+            caller=caller,
+            record=AssociationRecord(number, calling, called, address),
+            acting_for=f"ae:{calling}@{self._settings.site}",
+            issuer=caller.issuer or self._settings.issuer,
+            slot=calling,
+        )
+        return None
+
+    def _take_slot(self, calling: str) -> bool:
+        limits = self._settings.limits
+        with self._lock:
+            if self._slots.total() >= limits.total or self._slots[calling] >= limits.per_ae:
+                return False
+            self._slots[calling] += 1
+            return True
+
+    def negotiate(
+        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
+    ) -> Verdict:
+        """Answer every context; what the caller may not do is refused per operation, with a status that says so."""
+        verdict = negotiation.negotiate(proposed, roles)
+        association.session.scp_roles = frozenset(uid for uid, (_, scp) in verdict.roles.items() if scp)
+        return verdict
+
+    # --- in the reading thread ---------------------------------------------------------------------------------------
+
+    def open_sink(self, association: GridAssociation, context: Context, command: Command) -> Sink | None:
+        """Stream the data set of a C-STORE-RQ into the spool; collect everything else."""
+        if command.field == Field.C_STORE and negotiation.service_of(context.abstract_syntax) is Service.STORE:
+            return StoreSink(association, context, command, self._services.ingest)
+        return None
+
+    def quick(self, association: GridAssociation, message: Message) -> bool:
+        """Answer what needs no thread of its own."""
+        command, session = message.command, association.session
+        if command.field == Field.C_CANCEL:
+            self._cancel(session, command.responding_to)
+            return True
+        if command.is_response:
+            session.sub_responses.put(message)
+            return True
+        answer = self._immediate(session, association.contexts[message.context_id], message)
+        if answer is None:
+            return False
+        with contextlib.suppress(PeerGone):
+            association.send_message(message.context_id, dimse.response(command, answer))
+        return True
+
+    def _cancel(self, session: Session, message_id: int) -> None:
+        operation = session.operation
+        if operation is not None and operation.message_id == message_id:
+            operation.cancel()
+            operation.answer_cancel()
+
+    def _immediate(self, session: Session, context: Context, message: Message) -> Answer | None:
+        """Return the answer to a request that is refused or done at once; None for one to be run."""
+        field, service = message.command.field, negotiation.service_of(context.abstract_syntax)
+        if field == Field.C_ECHO:
+            session.record.echoes += 1
+            return Answer(status.SUCCESS)
+        if field == Field.C_STORE:
+            return Answer(status.STORE_CANNOT_UNDERSTAND, "no data set, or not a storage context")
+        if field not in (Field.C_FIND, Field.C_MOVE, Field.C_GET):
+            return Answer(status.UNRECOGNISED_OPERATION)
+        if service is not _OPERATIONS[Field(field)]:
+            return Answer(status.SOP_CLASS_NOT_SUPPORTED, "not in this presentation context")
+        if service.value not in session.caller.rights:
+            session.record.unauthorised += 1
+            log.warning("not authorised", calling=session.caller.title, right=service.value)
+            return Answer(status.NOT_AUTHORISED, f"this AE may not {service.value}")
+        if message.oversize:
+            return Answer(status.UNABLE_TO_PROCESS, "the identifier is too large")
+        return None
+
+    def interrupted(self, association: GridAssociation) -> None:
+        """Stop what runs and wake what waits."""
+        session: Session | None = association.session
+        if session is not None:
+            if (operation := session.operation) is not None:
+                operation.cancel()
+            session.sub_responses.put(None)
+
+    def tick(self, association: GridAssociation) -> float | None:
+        """Keep a long retrieve alive."""
+        session: Session | None = association.session
+        operation = session.operation if session is not None else None
+        return None if operation is None else operation.tick()
+
+    # --- in the association's thread ---------------------------------------------------------------------------------
+
+    def serve(self, association: GridAssociation, message: Message) -> None:
+        """Run one operation; whatever it raises, the peer gets a final response."""
+        session: Session = association.session
+        operation = Operation(association, association.contexts[message.context_id], message)
+        session.operation = operation
+        association.dul.wake()  # it may have to send heartbeats now
+        try:
+            self._run(operation, session)
+        except PeerGone:
+            association.over.set()
+        except Exception as error:  # noqa: BLE001  the handler's edge
+            log.error("operation failed", association=session.association_id, error=type(error).__name__)
+            with contextlib.suppress(PeerGone):
+                operation.finish(Answer(status.PROCESSING_FAILURE, "internal error"))
+        finally:
+            session.operation = None
+            association.dul.wake()
+
+    def _run(self, operation: Operation, session: Session) -> None:
+        field = operation.message.command.field
+        if field == Field.C_FIND:
+            find(operation, session, self._services.search, self._settings)
+        elif field == Field.C_MOVE:
+            move(operation, session, self._services, self._ae)
+        else:
+            get(operation, session, self._services)
+
+    def releasing(self, association: GridAssociation) -> None:
+        """Findable by release: wait for the registration of what was stored, at most `settle` seconds."""
+        session: Session = association.session
+        session.how = "released"
+        if session.record.stored:
+            self._services.ingest.settle(session.association_id, timeout=self._settings.settle)
+
+    def failed(self, association: GridAssociation, error: BaseException) -> None:
+        """Say what broke, without its text: it may quote what the peer sent."""
+        log.error("association failed", error=type(error).__name__)
+
+    def ended(self, association: GridAssociation) -> None:
+        """Give the slot back and write the log line."""
+        session: Session | None = association.session
+        if session is None:
+            return
+        with self._lock:
+            self._slots[session.slot] -= 1
+            if self._slots[session.slot] <= 0:
+                del self._slots[session.slot]
+        if session.how != "released":
+            self._services.ingest.forget(session.association_id)
+        session.record.close(session.how)

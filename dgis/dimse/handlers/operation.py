@@ -1,0 +1,153 @@
+"""One running C-FIND, C-MOVE or C-GET: its responses, its cancellation, its one final answer."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dgis.dimse import command as dimse
+from dgis.dimse.ae import Caller
+from dgis.dimse.command import Answer
+from dgis.dimse.messages import Message
+from dgis.dimse.negotiation import Context
+from dgis.dimse.record import AssociationRecord
+from dgis.dimse.runtime.association import GridAssociation
+from dgis.dimse.runtime.sockets import PeerGone
+
+HEARTBEAT = 1.0
+
+
+class Operation:
+    """The final answer is given once; whatever comes after it is dropped.
+
+    The association's thread runs the operation. The reading thread may cancel it, finish it, or send a heartbeat.
+    """
+
+    def __init__(self, association: GridAssociation, context: Context, message: Message) -> None:
+        """Answer `message` on `context`."""
+        self.association = association
+        self.context = context
+        self.message = message
+        self._lock = threading.Lock()
+        self._finished = False
+        self._cancelled = threading.Event()
+        self._wake: Callable[[], None] = _nothing
+        self._heartbeat: Callable[[], Answer] | None = None
+        self._last = time.monotonic()
+        self.cancel_answer: Callable[[], Answer] | None = None
+
+    @property
+    def message_id(self) -> int:
+        """Of the request."""
+        return self.message.command.message_id
+
+    def cancelled(self) -> bool:
+        """Whether the peer wants no more of it, or is gone."""
+        return self._cancelled.is_set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final answer was given."""
+        return self._finished
+
+    def pending(self, answer: Answer, data: bytes | None = None) -> bool:
+        """Send a pending response; False when the operation is over. Raises PeerGone."""
+        with self._lock:
+            if self._finished:
+                return False
+            self._send(answer, data)
+            return True
+
+    def finish(self, answer: Answer, data: bytes | None = None) -> None:
+        """Send the final response unless one was sent. Raises PeerGone."""
+        with self._lock:
+            if not self._finished:
+                self._finished = True
+                self._send(answer, data)
+
+    def keep_alive(self, progress: Callable[[], Answer] | None, *, wake: Callable[[], None] | None = None) -> None:
+        """Let the reading thread send `progress()` when nothing was sent for a second; call `wake` on cancel."""
+        self._heartbeat = progress
+        self._wake = wake or _nothing
+
+    # --- from the reading thread -------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """C-CANCEL, or the end of the association."""
+        self._cancelled.set()
+        self._wake()
+
+    def answer_cancel(self) -> None:
+        """Answer a C-CANCEL at once if the operation can be left at any point (a query)."""
+        if self.cancel_answer is not None:
+            with contextlib.suppress(PeerGone):
+                self.finish(self.cancel_answer())
+
+    def tick(self) -> float | None:
+        """Send a heartbeat when it is due and nobody else is writing; return seconds until the next one."""
+        if self._heartbeat is None:
+            return HEARTBEAT
+        left = self._last + HEARTBEAT - time.monotonic()
+        if left > 0:
+            return left
+        if self._lock.acquire(blocking=False):
+            try:
+                self._beat(self._heartbeat())
+            finally:
+                self._lock.release()
+        return HEARTBEAT
+
+    def _beat(self, answer: Answer) -> None:
+        if self._finished or self.cancelled():
+            return
+        with self.association.turn(0) as mine:
+            if mine:  # otherwise a sub-operation is being sent, which is sign of life enough
+                self._last = time.monotonic()
+                with contextlib.suppress(PeerGone):
+                    for pdu in self._encode(answer):
+                        self.association.write_in_turn(pdu)
+
+    def _send(self, answer: Answer, data: bytes | None) -> None:
+        self._last = time.monotonic()
+        raw = dimse.response(self.message.command, _with_data(answer, data))
+        self.association.send_message(self.context.id, raw, data)
+
+    def _encode(self, answer: Answer) -> list[bytes]:
+        raw = dimse.response(self.message.command, answer)
+        limit = self.association.peer_max_pdu
+        return list(dimse.p_data(self.context.id, raw, is_command=True, max_pdu=limit))
+
+
+def _with_data(answer: Answer, data: bytes | None) -> Answer:
+    if data is None:
+        return answer
+    return Answer(answer.status, answer.comment, answer.offending, answer.counts, has_data_set=True)
+
+
+def _nothing() -> None:
+    """Wake nobody."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What the edge remembers of one association."""
+
+    association_id: str
+    caller: Caller
+    record: AssociationRecord
+    acting_for: str
+    issuer: str
+    slot: str
+    scp_roles: frozenset[str] = frozenset()
+    operation: Operation | None = None
+    sub_responses: queue.SimpleQueue[Message | None] = field(default_factory=queue.SimpleQueue)
+    how: str = "aborted"
+
+    @property
+    def busy(self) -> bool:
+        """Whether an operation is running."""
+        return self.operation is not None

@@ -1,0 +1,132 @@
+"""Decide on presentation contexts and roles, PS3.8 9.3 and PS3.7 D.3. Pure.
+
+Everything that is not a service we know and do not offer counts as storage: standard, retired and private SOP classes
+alike, each with whatever transfer syntax its sender prefers, because nothing is decoded on the way in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from pydicom._uid_dict import UID_dictionary
+
+VERIFICATION = "1.2.840.10008.1.1"
+PATIENT_ROOT_FIND, STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.2.2.1"
+PATIENT_ROOT_MOVE, STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.2.2"
+PATIENT_ROOT_GET, STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.3", "1.2.840.10008.5.1.4.1.2.2.3"
+
+IMPLICIT_LE, EXPLICIT_LE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+DEFLATED_LE, EXPLICIT_BE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+IDENTIFIER_SYNTAXES = frozenset((IMPLICIT_LE, EXPLICIT_LE, DEFLATED_LE, EXPLICIT_BE))
+
+ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0x03, 0x04
+
+_UID = re.compile(r"[0-9.]{1,64}\Z")
+# These have "Storage" in their name and are none: the commitment services and the DICOMDIR.
+_NO_STORAGE = frozenset(("1.2.840.10008.1.3.10", "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.2"))
+
+
+class Service(Enum):
+    """What a presentation context is for."""
+
+    ECHO = "echo"
+    FIND = "find"
+    MOVE = "move"
+    GET = "get"
+    STORE = "store"
+    NONE = "none"
+
+
+_SERVICES: Mapping[str, Service] = {
+    VERIFICATION: Service.ECHO,
+    PATIENT_ROOT_FIND: Service.FIND,
+    STUDY_ROOT_FIND: Service.FIND,
+    PATIENT_ROOT_MOVE: Service.MOVE,
+    STUDY_ROOT_MOVE: Service.MOVE,
+    PATIENT_ROOT_GET: Service.GET,
+    STUDY_ROOT_GET: Service.GET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A presentation context; accepted ones have exactly one transfer syntax."""
+
+    id: int
+    abstract_syntax: str
+    transfer_syntaxes: tuple[str, ...]
+
+    @property
+    def transfer_syntax(self) -> str:
+        """The accepted transfer syntax."""
+        return self.transfer_syntaxes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Result, source and diagnostic of an A-ASSOCIATE-RJ (PS3.8 table 9-21)."""
+
+    result: int
+    source: int
+    diagnostic: int
+
+
+CALLING_AE_NOT_RECOGNISED = Rejection(1, 1, 3)
+CALLED_AE_NOT_RECOGNISED = Rejection(1, 1, 7)
+LOCAL_LIMIT_EXCEEDED = Rejection(2, 3, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is answered: accepted contexts, (context, reason) of the others, role per SOP class that proposed one."""
+
+    accepted: tuple[Context, ...]
+    rejected: tuple[tuple[Context, int], ...]
+    roles: Mapping[str, tuple[bool, bool]]
+
+
+def service_of(abstract_syntax: str) -> Service:
+    """Say what an abstract syntax is for; NONE for services that exist and are not offered."""
+    service = _SERVICES.get(abstract_syntax)
+    if service is not None:
+        return service
+    known = UID_dictionary.get(abstract_syntax)
+    if known is None:
+        return Service.STORE if _UID.match(abstract_syntax) else Service.NONE
+    name, kind = known[0], known[1]
+    if kind == "SOP Class" and "Storage" in name and abstract_syntax not in _NO_STORAGE:
+        return Service.STORE
+    return Service.NONE
+
+
+def negotiate(proposed: tuple[Context, ...], roles: Mapping[str, tuple[bool, bool]]) -> Verdict:
+    """Answer every context by itself; of the syntaxes that can be served the requestor's first is taken."""
+    accepted: list[Context] = []
+    rejected: list[tuple[Context, int]] = []
+    for context in proposed:
+        service = service_of(context.abstract_syntax)
+        syntax = next((s for s in context.transfer_syntaxes if _served(service, s)), None)
+        if service is Service.NONE:
+            rejected.append((context, ABSTRACT_SYNTAX_NOT_SUPPORTED))
+        elif syntax is None:
+            rejected.append((context, TRANSFER_SYNTAXES_NOT_SUPPORTED))
+        else:
+            accepted.append(Context(context.id, context.abstract_syntax, (syntax,)))
+    return Verdict(tuple(accepted), tuple(rejected), _answer_roles(roles))
+
+
+def _served(service: Service, syntax: str) -> bool:
+    return bool(_UID.match(syntax)) if service is Service.STORE else syntax in IDENTIFIER_SYNTAXES
+
+
+def _answer_roles(roles: Mapping[str, tuple[bool, bool]]) -> dict[str, tuple[bool, bool]]:
+    """Grant storage whatever roles were proposed, everything else the SCU role alone (PS3.7 D.3.3.4).
+
+    An old sender proposes SCU=1, SCP=0 for storage and must get it; a C-GET requestor proposes SCP=1.
+    """
+    return {
+        uid: (scu, scp if service_of(uid) is Service.STORE else False) for uid, (scu, scp) in roles.items()
+    }

@@ -1,0 +1,128 @@
+"""Associations that others request: from a connection that has spoken to a running association."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.transport import AddressInformation
+
+from dgis.dimse.runtime.association import AssociationUser, GridAssociation
+from dgis.dimse.runtime.entity import GridAE
+from dgis.dimse.runtime.lobby import Lobby
+from dgis.dimse.runtime.sockets import GridSocket
+
+# A-ASSOCIATE-RJ: transient, presentation provider, local limit exceeded (PS3.8 9.3.4).
+_LIMIT_EXCEEDED: Final = bytes.fromhex("03000000000400020302")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many peers one process serves; `spare` more may be in the middle of being refused."""
+
+    total: int = 200
+    per_ae: int = 100
+    waiting: int = 256
+    artim: float = 10.0
+    spare: int = 64
+
+
+class GridServer:
+    """Serves a listening socket with one AE and one user for all its associations."""
+
+    def __init__(
+        self,
+        ae: GridAE,
+        listener: socket.socket,
+        user: AssociationUser,
+        *,
+        limits: Limits,
+        refused: Callable[[str], None],
+    ) -> None:
+        """The socket listens already; other processes may accept on it too."""
+        self._ae = ae
+        self._user = user
+        self._limits = limits
+        self._refused = refused
+        self._listener = listener
+        self._lobby = Lobby(listener, self._admit, max_guests=limits.waiting, artim=limits.artim, refused=refused)
+        self._lock = threading.Lock()
+        self._live: set[GridAssociation] = set()
+        self._numbers = itertools.count(1)
+
+    def run(self) -> None:
+        """Accept until `stop`."""
+        self._lobby.run()
+
+    def stop(self, *, grace: float) -> None:
+        """Stop accepting, give running associations `grace` seconds to end by themselves, then abort them."""
+        self._lobby.stop()
+        for association in self._snapshot():
+            if association.session is None or not getattr(association.session, "busy", False):
+                association.abort(block=False)
+        for association in self._snapshot():
+            association.join(grace)
+        for association in self._snapshot():
+            association.abort(block=False)
+            association.kill()
+        for association in self._snapshot():
+            association.join(1.0)
+
+    def _snapshot(self) -> list[GridAssociation]:
+        with self._lock:
+            return list(self._live)
+
+    def _admit(self, sock: socket.socket, address: tuple[str, int], head: bytes) -> None:
+        """Start an association for a connection whose A-ASSOCIATE-RQ is in `head`."""
+        with self._lock:
+            full = len(self._live) >= self._limits.total + self._limits.spare
+        if full:
+            self._turn_away(sock)
+            return
+        association = self._association(sock, address, head)
+        with self._lock:
+            self._live.add(association)
+        try:
+            association.start()
+        except RuntimeError:  # the system gives no more threads
+            self._gone(association)
+            self._turn_away(sock)
+
+    def _association(self, sock: socket.socket, address: tuple[str, int], head: bytes) -> GridAssociation:
+        association = GridAssociation(self._ae, MODE_ACCEPTOR, user=self._user)
+        association.name = f"association-{next(self._numbers)}"
+        association.farewell = self._gone
+        association.set_socket(
+            GridSocket(
+                association,
+                client_socket=sock,
+                max_pdu=self._ae.maximum_pdu_size,
+                send_timeout=association.timeouts.send,
+                head=head,
+            )
+        )
+        us = association.acceptor
+        us.ae_title = self._ae.ae_title
+        us.maximum_length = self._ae.maximum_pdu_size
+        us.implementation_class_uid = self._ae.implementation_class_uid
+        us.implementation_version_name = self._ae.implementation_version_name
+        us.address_info = AddressInformation.from_tuple(self._listener.getsockname()[:2])
+        association.requestor.address_info = AddressInformation.from_tuple(address)
+        return association
+
+    def _gone(self, association: GridAssociation) -> None:
+        with self._lock:
+            self._live.discard(association)
+
+    def _turn_away(self, sock: socket.socket) -> None:
+        self._refused("too many associations")
+        with contextlib.suppress(OSError):
+            sock.send(_LIMIT_EXCEEDED)
+            sock.shutdown(socket.SHUT_WR)
+        sock.close()

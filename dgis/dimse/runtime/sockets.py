@@ -1,0 +1,239 @@
+"""The transport connection of one association: buffered reads of whole PDUs, writes that push back, no select()."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+
+_FIRST_BUFFER: Final = 16 * 1024
+_HEADER: Final = 6
+# What a PDU of each type may announce. P-DATA is limited by what we negotiated, plus what sloppy senders add.
+_CONTROL_LIMIT: Final = 256 * 1024
+_FIXED_LIMIT: Final = 1024
+_SLACK: Final = 64
+P_DATA: Final = 0x04
+
+
+class PeerGone(ConnectionError):
+    """The transport connection is closed or broken, or the peer took nothing for too long."""
+
+
+class PduRefused(ValueError):
+    """A PDU header that must not be followed: unknown type or an announced length beyond reason."""
+
+
+def tune(sock: socket.socket) -> None:
+    """Make a connection non-blocking and switch Nagle off (stack.md: 44 ms an object otherwise)."""
+    sock.setblocking(False)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def acknowledge(sock: socket.socket) -> None:
+    """Acknowledge at once what was read. The kernel forgets this after a while, so it is set after every read."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def pdu_length(pdu_type: int, length: int, *, max_pdu: int) -> int:
+    """Return the announced length of a PDU body; raise PduRefused before anything is allocated for it."""
+    limits = {0x01: _CONTROL_LIMIT, 0x02: _CONTROL_LIMIT, P_DATA: max_pdu + _SLACK}
+    if not 0x01 <= pdu_type <= 0x07:
+        raise PduRefused(f"unknown PDU type {pdu_type:02X}")
+    if length > limits.get(pdu_type, _FIXED_LIMIT):
+        raise PduRefused(f"a PDU of type {pdu_type:02X} announces {length} bytes")
+    return length
+
+
+class Wakeup:
+    """A descriptor that another thread can make readable. Safe to set before `open` and after `close`."""
+
+    def __init__(self) -> None:
+        """Hold no descriptor yet."""
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._due = False
+
+    def open(self) -> int:
+        """Make the descriptor and return it for poll()."""
+        with self._lock:
+            self._fd = os.eventfd(1 if self._due else 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            return self._fd
+
+    def set(self) -> None:
+        """Make it readable."""
+        with self._lock:  # the number of a closed descriptor may belong to a file by now
+            self._due = True
+            if self._fd is not None:
+                os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Make it unreadable again."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            self._due = False
+            if self._fd is not None:
+                os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        with self._lock:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                os.close(fd)
+
+
+class GridSocket(AssociationSocket):
+    """One reader, any number of writers that take turns (`GridAssociation.turn`)."""
+
+    def __init__(
+        self,
+        assoc: Association,
+        client_socket: socket.socket | None = None,
+        address: AddressInformation | None = None,
+        *,
+        max_pdu: int,
+        send_timeout: float,
+        head: bytes = b"",
+    ) -> None:
+        """Wrap an accepted connection of which `head` was already read, or make one to connect from `address`."""
+        super().__init__(assoc, client_socket=client_socket, address=address)
+        self._max_pdu = max_pdu
+        self._send_timeout = send_timeout
+        self._buffer = bytearray(max(_FIRST_BUFFER, len(head)))
+        self._buffer[: len(head)] = head
+        self._start, self._end = 0, len(head)
+        # OpenSSL objects must not be used by two threads at once; a plain socket may.
+        self._io_lock = threading.Lock() if isinstance(client_socket, ssl.SSLSocket) else contextlib.nullcontext()
+        if client_socket is not None:
+            tune(client_socket)
+
+    def connect(self, primitive: T_CONNECT) -> None:
+        """Connect (bounded by the association's connection timeout), then go non-blocking."""
+        super().connect(primitive)
+        if self.socket is not None:
+            if isinstance(self.socket, ssl.SSLSocket):
+                self._io_lock = threading.Lock()
+            tune(self.socket)
+
+    # --- reading: the reading thread only ------------------------------------------------------------------------
+
+    def next_pdu(self) -> tuple[int, memoryview] | None:
+        """Return (type, body) of the next whole PDU in the buffer, valid until the next `fill`; None for more input."""
+        available = self._end - self._start
+        if available < _HEADER:
+            return None
+        head = self._start
+        announced = int.from_bytes(self._buffer[head + 2 : head + _HEADER], "big")
+        length = pdu_length(self._buffer[head], announced, max_pdu=self._max_pdu)
+        if available < _HEADER + length:
+            self._make_room(_HEADER + length)
+            return None
+        self._start += _HEADER + length
+        return self._buffer[head], memoryview(self._buffer)[head + _HEADER : self._start]
+
+    @property
+    def in_pdu(self) -> bool:
+        """Whether a PDU has begun and is not complete."""
+        return self._end > self._start
+
+    def fill(self) -> bool:
+        """Read once without blocking; False when the peer has closed or the connection broke."""
+        sock = self.socket
+        if sock is None:
+            return False
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._buffer):
+            self._make_room(len(self._buffer) - self._start + 1)
+        try:
+            with self._io_lock:
+                count = sock.recv_into(memoryview(self._buffer)[self._end :])
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        self._end += count
+        acknowledge(sock)
+        return count > 0
+
+    def discard(self) -> None:
+        """Forget what was read: nobody will look at it any more."""
+        self._start = self._end = 0
+
+    def pending(self) -> bool:
+        """Whether TLS holds decrypted bytes that poll() cannot see."""
+        return isinstance(self.socket, ssl.SSLSocket) and bool(self.socket.pending())
+
+    def _make_room(self, wanted: int) -> None:
+        """Move the unread rest to the front, in a larger buffer when `wanted` bytes do not fit."""
+        rest = self._end - self._start
+        if wanted > len(self._buffer):
+            # One step from control PDUs to full-sized P-DATA; idle associations keep the small buffer.
+            grown = bytearray(max(wanted, self._max_pdu + _SLACK + _HEADER))
+            grown[:rest] = memoryview(self._buffer)[self._start : self._end]
+            self._buffer = grown
+        elif self._start:
+            self._buffer[:rest] = self._buffer[self._start : self._end]
+        self._start, self._end = 0, rest
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def send_all(self, data: bytes | memoryview) -> None:
+        """Write all of it, waiting for a slow peer at most the send timeout. Raises PeerGone."""
+        view, deadline = memoryview(data), time.monotonic() + self._send_timeout
+        while view:
+            sock = self.socket
+            if sock is None:
+                raise PeerGone("the connection is closed")
+            try:
+                with self._io_lock:
+                    sent = sock.send(view)
+                view = view[sent:]
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError, InterruptedError):
+                self._wait_writable(sock, deadline)
+            except OSError as error:
+                raise PeerGone(f"the connection broke: {error.strerror}") from error
+
+    def send(self, bytestream: bytes) -> None:
+        """Write one control PDU; a broken connection becomes Evt17, as upstream has it."""
+        try:
+            self.send_all(bytestream)
+        except PeerGone:
+            self.event_queue.put("Evt17")
+
+    def hang_up(self) -> None:
+        """Break the connection under whoever reads or writes it; safe from any thread."""
+        sock = self.socket
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _wait_writable(self, sock: socket.socket, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        fd = sock.fileno()
+        if left <= 0 or fd < 0:
+            raise PeerGone("the peer takes no data")
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
+        if not poller.poll(left * 1000):
+            raise PeerGone("the peer takes no data")
+
+    def _shutdown_socket(self) -> None:
+        """Shut down and close, each whatever the other does (upstream leaves the socket open when shutdown fails)."""
+        sock = self.socket
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                sock.close()

@@ -1,0 +1,277 @@
+"""C-STORE as SCU: instances go out as they are stored, straight from their file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgis.dimse import command as dimse
+from dgis.dimse import status
+from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
+from dgis.dimse.messages import Message, Sink
+from dgis.dimse.negotiation import Context, Rejection, Verdict
+from dgis.dimse.record import log
+from dgis.dimse.runtime.association import GridAssociation
+from dgis.dimse.runtime.entity import GridAE, PeerAddress, Proposal
+from dgis.dimse.runtime.sockets import PeerGone
+
+_MAX_CONTEXTS = 128
+_MAX_DEAD = 3  # associations lost one after the other before a destination is given up
+
+
+class SendCancelled(Exception):
+    """The one who wanted the instance does not want it any more; the association was aborted in mid-message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One instance to send: `length` bytes of data set from `offset` of `path`."""
+
+    sop_class: str
+    instance: str
+    transfer_syntax: str
+    path: Path
+    offset: int
+    length: int
+
+
+def send_data_set(
+    association: GridAssociation,
+    context_id: int,
+    request: bytes,
+    item: Outgoing,
+    *,
+    cancelled: Callable[[], bool] | None = None,
+) -> None:
+    """Write a C-STORE-RQ and its data set; memory holds one fragment.
+
+    Raises OSError before anything is sent when the file cannot be read; PeerGone when the association ends;
+    SendCancelled when `cancelled` came true (then the association has been aborted).
+    """
+    limit = association.peer_max_pdu
+    room = dimse.fragment_room(limit)
+    with item.path.open("rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size < item.offset + item.length:
+            raise OSError("the file is shorter than the object")
+        stream.seek(item.offset)
+        with association.turn():
+            for pdu in dimse.p_data(context_id, request, is_command=True, max_pdu=limit):
+                association.write_in_turn(pdu)
+            if _write_file(association, context_id, stream.readinto, item.length, room, cancelled):
+                return
+    association.abort(block=False)  # outside the turn: an A-ABORT waits for it
+    raise SendCancelled
+
+
+def _write_file(
+    association: GridAssociation,
+    context_id: int,
+    readinto: Callable[[memoryview], int | None],
+    length: int,
+    room: int,
+    cancelled: Callable[[], bool] | None,
+) -> bool:
+    """Write the data set in fragments; False when it was cancelled or the file ended early, in mid-message."""
+    buffer = memoryview(bytearray(PDV_HEAD_LENGTH + min(room, max(length, 1))))
+    left = length
+    while True:
+        size = min(room, left)
+        if cancelled is not None and cancelled():
+            return False
+        if not _read_exactly(readinto, buffer[PDV_HEAD_LENGTH : PDV_HEAD_LENGTH + size]):
+            return False
+        left -= size
+        buffer[:PDV_HEAD_LENGTH] = dimse.pdv_head(context_id, size, is_command=False, last=left == 0)
+        association.write_in_turn(buffer[: PDV_HEAD_LENGTH + size])
+        if left == 0:
+            return True
+
+
+def _read_exactly(readinto: Callable[[memoryview], int | None], view: memoryview) -> bool:
+    while view:
+        count = readinto(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+class NobodyServed:
+    """The user of associations we request: they are asked nothing (see `runtime.association.AssociationUser`)."""
+
+    def admit(self, association: GridAssociation) -> Rejection | None:
+        """Never asked of a requestor."""
+        return None
+
+    def negotiate(
+        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
+    ) -> Verdict:
+        """Never asked of a requestor."""
+        return Verdict((), (), {})
+
+    def open_sink(self, association: GridAssociation, context: Context, command: dimse.Command) -> Sink | None:
+        """Take no data set."""
+        if not command.is_response:
+            raise CommandError("a request where responses are due")
+        return None
+
+    def quick(self, association: GridAssociation, message: Message) -> bool:
+        """Leave everything to whoever waits for it."""
+        return False
+
+    def serve(self, association: GridAssociation, message: Message) -> None:
+        """Never asked of a requestor."""
+
+    def interrupted(self, association: GridAssociation) -> None:
+        """Whoever waits is woken by the association."""
+
+    def tick(self, association: GridAssociation) -> float | None:
+        """Nothing is due."""
+        return None
+
+    def releasing(self, association: GridAssociation) -> None:
+        """Nothing to finish."""
+
+    def failed(self, association: GridAssociation, error: BaseException) -> None:
+        """Say what broke."""
+        log.error("outgoing association failed", error=type(error).__name__)
+
+    def ended(self, association: GridAssociation) -> None:
+        """Nothing to give back."""
+
+
+class StoreSender:
+    """Sends instances to one destination over as many associations as their contexts need, each opened when needed.
+
+    One context per (SOP class, transfer syntax), so that the peer cannot choose another syntax than the stored one.
+    Use from one thread; `wake` may be called from another.
+    """
+
+    def __init__(
+        self,
+        ae: GridAE,
+        peer: PeerAddress,
+        kinds: Iterable[tuple[str, str]],
+        *,
+        originator: MoveOriginator | None,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Prepare for instances of these (SOP class, transfer syntax) kinds; connect to nobody yet."""
+        self._ae = ae
+        self._peer = peer
+        self._originator = originator
+        self._cancelled = cancelled
+        distinct = list(dict.fromkeys(kinds))
+        self._groups = [distinct[i : i + _MAX_CONTEXTS] for i in range(0, len(distinct), _MAX_CONTEXTS)]
+        self._group_of = {kind: number for number, group in enumerate(self._groups) for kind in group}
+        self._open: dict[int, GridAssociation] = {}
+        self._message_id = 0
+        self._dead = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the destination failed so often that it is not tried any more."""
+        return self._dead >= _MAX_DEAD
+
+    def send(self, item: Outgoing) -> int | None:
+        """Send one instance; return the peer's C-STORE status, None when it was not delivered.
+
+        Never waits longer than the timeouts of the AE, and not at all once `given_up`.
+        """
+        association = self._association(self._group_of[item.sop_class, item.transfer_syntax])
+        if association is None:
+            return None
+        context_id = _context_for(association, item)
+        if context_id is None:
+            return None
+        self._message_id = self._message_id % 0xFFFF + 1
+        request = dimse.store_request(self._message_id, item.sop_class, item.instance, self._originator)
+        try:
+            send_data_set(association, context_id, request, item, cancelled=self._cancelled)
+            answer = self._response(association)
+        except (PeerGone, SendCancelled):
+            answer = None
+        if answer is None:
+            self._lost(association)
+        else:
+            self._dead = 0
+        return answer
+
+    def wake(self) -> None:
+        """Make a waiting `send` look whether it is cancelled."""
+        for association in list(self._open.values()):
+            association.inbox.put((None, None))
+
+    def close(self) -> None:
+        """Release what is open; abort when cancelled."""
+        for association in self._open.values():
+            if self._cancelled():
+                association.abort()
+            else:
+                association.release()
+        self._open.clear()
+
+    def _association(self, group: int) -> GridAssociation | None:
+        if group in self._open or self.given_up or self._cancelled():
+            return self._open.get(group)
+        proposals = [Proposal(sop_class, (syntax,)) for sop_class, syntax in self._groups[group]]
+        try:
+            association = self._ae.open(self._peer, proposals, user=NobodyServed())
+        except OSError as error:
+            log.warning("move destination not resolved", destination=self._peer.title, reason=error.strerror)
+            self._dead = _MAX_DEAD
+            return None
+        if association.is_established:
+            self._open[group] = association
+            return association
+        log.warning("move destination not reached", destination=self._peer.title, rejected=association.is_rejected)
+        # Nobody there, or all contexts refused: neither gets better by asking for each instance again.
+        self._dead = _MAX_DEAD if len(self._groups) == 1 else self._dead + 1
+        return None
+
+    def _response(self, association: GridAssociation) -> int | None:
+        """Wait for the C-STORE-RSP to the last request; None when it does not come."""
+        deadline = time.monotonic() + self._ae.timeouts.dimse
+        while True:
+            try:
+                _, message = association.inbox.get(timeout=max(deadline - time.monotonic(), 0.001))
+            except queue.Empty:
+                message = None
+            if message is not None and message.command.responding_to == self._message_id:
+                return message.command.status
+            if message is None and (association.over.is_set() or self._cancelled() or time.monotonic() >= deadline):
+                association.abort()
+                return None
+
+    def _lost(self, association: GridAssociation) -> None:
+        self._dead += 1
+        association.abort()
+        for group, candidate in list(self._open.items()):
+            if candidate is association:
+                del self._open[group]
+
+
+def _context_for(association: GridAssociation, item: Outgoing) -> int | None:
+    for context in association.contexts.values():
+        if context.abstract_syntax == item.sop_class and context.transfer_syntax == item.transfer_syntax:
+            return context.id
+    return None
+
+
+def outcome(answer: int | None) -> str:
+    """Say how a sub-operation ended: "completed", "warning" or "failed"."""
+    if answer is None:
+        return "failed"
+    if answer == status.SUCCESS:
+        return "completed"
+    return "warning" if status.is_warning(answer) else "failed"
+
+
+def closing(sender: StoreSender) -> contextlib.AbstractContextManager[StoreSender]:
+    """Close the sender at the end of a block."""
+    return contextlib.closing(sender)

@@ -1,0 +1,132 @@
+"""What the DIMSE edge is given: the use cases, as far as it needs them, and the names it answers by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from catalog.wire import Located, LocateRequest, Query, Row
+from dgis.dimse.ae import AeTable
+from dgis.dimse.runtime.association import Timeouts
+from dgis.dimse.runtime.entity import MAX_PDU
+from dgis.dimse.runtime.server import Limits
+from dgis.record import Arrival
+
+
+class Incoming(Protocol):
+    """One object on its way in. After an exception from `write` or `commit` nothing of it is left."""
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes of the data set. Raises SpoolFull, SpoolError."""
+
+    def commit(self) -> object:
+        """Return when the object is safe. Raises BadDataSet, SpoolFull, SpoolError, NotReplicated, ..."""
+
+    def abort(self) -> None:
+        """Forget the object; safe at any time."""
+
+
+class Ingest(Protocol):
+    """The C-STORE use case (`dgis.ingest.Ingest`). Thread-safe."""
+
+    def begin(self, arrival: Arrival) -> Incoming:
+        """Start one object. Raises SpoolFull, SpoolError, BadDataSet."""
+
+    def settle(self, association_id: str, *, timeout: float = 2.0) -> bool:
+        """Wait until what this association stored is findable, at most `timeout` seconds."""
+
+    def forget(self, association_id: str) -> None:
+        """The association ended without release."""
+
+
+class Search(Protocol):
+    """The C-FIND use case (`dgis.search.Search`). Thread-safe."""
+
+    def find(self, query: Query, *, acting_for: str | None) -> Iterator[Row]:
+        """Yield one row per entity. Raises SearchIncomplete after the rows it has."""
+
+
+class Plan(Protocol):
+    """What a retrieve is going to give, in order."""
+
+    @property
+    def instances(self) -> tuple[Located, ...]:
+        """Every matching instance."""
+
+
+class Fetched(Protocol):
+    """An instance at hand: `data_length` bytes of data set from `data_offset` of `path`, until `release`."""
+
+    @property
+    def located(self) -> Located:
+        """Which instance."""
+
+    @property
+    def path(self) -> Path:
+        """The file; other bytes may come before and after the data set."""
+
+    @property
+    def data_offset(self) -> int:
+        """Where the data set begins."""
+
+    @property
+    def data_length(self) -> int:
+        """How long it is."""
+
+    def release(self) -> None:
+        """The file is not needed any more."""
+
+
+class Failed(Protocol):
+    """An instance that no source could give."""
+
+    @property
+    def located(self) -> Located:
+        """Which instance."""
+
+    @property
+    def reason(self) -> str:
+        """Why, without patient data."""
+
+
+class Retrieve(Protocol):
+    """The C-MOVE and C-GET use case (`dgis.retrieve.Retrieve`). Thread-safe. A result with a `path` is a Fetched."""
+
+    def plan(self, request: LocateRequest, *, acting_for: str | None) -> Plan:
+        """Say which instances match. Raises RetrieveUnavailable when the catalog does not answer."""
+
+    def fetch(
+        self, plan: Plan, *, acting_for: str | None, cancelled: Callable[[], bool]
+    ) -> Iterator[Fetched | Failed]:
+        """Yield each instance of the plan once, reading ahead; stop soon after `cancelled` says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class DimseSettings:
+    """How the edge answers; all of it from node.toml."""
+
+    aet: str = "DGIS"
+    site: str = "local"
+    node: str = "dgis"
+    issuer: str = ""  # of patient IDs whose sender names none, unless the AE table does
+    accept_any_called: bool = False
+    also_called: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    max_pdu: int = MAX_PDU
+    find_limit: int | None = None
+    names: Literal["insensitive", "exact"] = "insensitive"
+    settle: float = 2.0
+    shutdown_grace: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The use cases and the AE table."""
+
+    ingest: Ingest
+    search: Search
+    retrieve: Retrieve
+    ae_table: AeTable

@@ -1,0 +1,107 @@
+"""A DIMSE edge on a free port with doubles behind it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pynetdicom import AE
+
+from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable, UnknownAe
+from dgis.dimse.runtime.association import Timeouts
+from dgis.dimse.runtime.server import Limits
+from dgis.dimse.serve import listen, serve_dimse
+from dgis.dimse.services import DimseSettings, Services
+from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble
+
+SETTINGS = DimseSettings(
+    aet="DGIS",
+    site="a",
+    timeouts=Timeouts(connect=2, acse=3, dimse=5, send=3, stall=3, idle=30, close=1),
+    limits=Limits(artim=2.0),
+    shutdown_grace=1.0,
+)
+
+
+@dataclass
+class Edge:
+    """What a test talks to."""
+
+    port: int
+    ingest: IngestDouble
+    search: SearchDouble
+    retrieve: RetrieveDouble
+    table: AeTable
+    settings: DimseSettings
+
+    def destination(self, title: str, port: int) -> None:
+        self.table.put(AeEntry(title=title, host="127.0.0.1", port=port, rights=tuple(sorted(ALL_RIGHTS))))
+
+    def echo(self, *, within: float = 1.0) -> None:
+        """Assert that a good peer gets its C-ECHO in time."""
+        started = time.monotonic()
+        ae = AE("GOOD")
+        ae.add_requested_context("1.2.840.10008.1.1")
+        ae.connection_timeout = within
+        association = ae.associate("127.0.0.1", self.port, ae_title=self.settings.aet)
+        assert association.is_established
+        assert association.send_c_echo().Status == 0
+        took = time.monotonic() - started
+        association.release()
+        assert took < within, f"C-ECHO took {took:.2f} s"
+
+
+@pytest.fixture
+def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
+    """Return a factory of running edges; keyword arguments change the settings."""
+    stops: list[tuple[threading.Event, threading.Thread, Any]] = []
+
+    def make(*, rights: frozenset[Any] = ALL_RIGHTS, **changes: Any) -> Edge:
+        settings = replace(SETTINGS, **changes)
+        number = len(stops)
+        table = AeTable(tmp_path / f"ae{number}.toml", unknown=UnknownAe(rights=rights))
+        edge = Edge(0, IngestDouble(tmp_path / f"store{number}"), SearchDouble(), RetrieveDouble(), table, settings)
+        services = Services(edge.ingest, edge.search, edge.retrieve, table)
+        sock = listen("127.0.0.1", 0)
+        edge.port = sock.getsockname()[1]
+        stop = threading.Event()
+        thread = threading.Thread(target=serve_dimse, args=(sock, settings, services, stop))
+        thread.start()
+        stops.append((stop, thread, sock))
+        return edge
+
+    yield make
+    for stop, thread, sock in stops:
+        stop.set()
+        thread.join(10)
+        sock.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def edge(make_edge: Callable[..., Edge]) -> Edge:
+    """A running edge that allows everybody everything."""
+    return make_edge()
+
+
+@pytest.fixture
+def dcmtk() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a DCMTK tool by absolute path (pynetdicom installs scripts of the same names)."""
+
+    def run(tool: str, *args: object, nodelay: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        program = f"/usr/bin/{tool}"
+        if not os.path.exists(program):
+            pytest.skip(f"{program} is not installed")
+        env = {**os.environ, **({"TCP_NODELAY": "1"} if nodelay else {})}
+        return subprocess.run(
+            [program, *map(str, args)], capture_output=True, text=True, timeout=timeout, env=env, check=False
+        )
+
+    return run
