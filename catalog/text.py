@@ -22,7 +22,7 @@ def encodings_of(specific_character_set: bytes) -> tuple[str, ...]:
 
 
 def decode(value: bytes, encodings: tuple[str, ...]) -> str:
-    """Decode a whole value (backslashes included); bytes outside the declared set are read as UTF-8, else as Latin-1.
+    """Decode a whole value (backslashes included); bytes outside the declared set are UTF-8, else Windows.
 
     Decoding comes before splitting because multi-byte sets may hold 0x5C inside a character.
     """
@@ -33,7 +33,8 @@ def decode(value: bytes, encodings: tuple[str, ...]) -> str:
             return decode_bytes(value, encodings, _DELIMITERS)
         except (LookupError, ValueError):
             return value.decode("latin-1")
-    for encoding in ("utf-8" if encodings[0] in ("iso8859", "ascii") else encodings[0], "utf-8"):
+    declared = "utf-8" if encodings[0] in ("iso8859", "ascii") else encodings[0]
+    for encoding in (declared, "utf-8", "cp1252"):  # the last: what undeclared bytes most often are
         try:
             return value.decode(encoding)
         except (LookupError, ValueError):

@@ -290,8 +290,8 @@ class PermitRequest(Wire):
 
     dn: str
     se: str
-    keys: tuple[str, ...] = Field(max_length=1000)
-    verbs: tuple[str, ...] = Field(max_length=10)
+    keys: tuple[str, ...] = Field(min_length=1, max_length=400)
+    verbs: tuple[str, ...] = Field(min_length=1, max_length=10)
     seconds: int = Field(default=600, ge=1, le=600)
 
 

@@ -54,6 +54,11 @@ class Store:
             raise SchemaMismatch(f"the database has schema {have}, this program needs {migrate.newest()}: "
                                  "run dgis-catalog migrate")
 
+    def is_empty(self) -> bool:
+        """Say whether the database has no schema at all yet."""
+        with self._database.reading() as connection:
+            return migrate.current(connection) is None
+
     def close(self) -> None:
         """Let go of every connection."""
         self._database.close()

@@ -1,0 +1,47 @@
+"""`catalog.toml`: the settings of the catalog service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from certs.config import IdentityConfig, ListenConfig, LogConfig, Table, load_toml
+
+
+class DatabaseConfig(Table):
+    """`[database]`: `url` is sqlite:///PATH (relative paths count from this file) or postgresql://USER@HOST/NAME."""
+
+    url: str
+
+
+class NameConfig(Table):
+    """`[catalog]`: the site that this catalog speaks for, and the service's own name."""
+
+    site: str = Field(min_length=1, max_length=200)
+    name: str = Field(default="catalog", min_length=1, max_length=200)
+
+
+class CatalogConfig(Table):
+    """The whole file."""
+
+    server: ListenConfig = ListenConfig()
+    identity: IdentityConfig
+    database: DatabaseConfig
+    catalog: NameConfig
+    log: LogConfig = LogConfig()
+
+
+def load(path: Path) -> CatalogConfig:
+    """Read a configuration file; raises ConfigError naming file, table and key."""
+    config = load_toml(path, CatalogConfig)
+    url = beside(config.database.url, path.absolute().parent)
+    return config.model_copy(update={"database": DatabaseConfig(url=url)})
+
+
+def beside(url: str, directory: Path) -> str:
+    """Make a relative SQLite path count from `directory`."""
+    prefix = "sqlite:///"
+    if not url.startswith(prefix) or url.startswith((prefix + "/", prefix + ":")) or url == prefix:
+        return url
+    return prefix + str(directory / url.removeprefix(prefix))

@@ -1,0 +1,51 @@
+"""Put a catalog service together from its configuration and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from catalog.app import build
+from catalog.config import CatalogConfig
+from catalog.errors import SchemaMismatch
+from catalog.store import Store
+from catalog.store.database import Database
+from certs.https.server import serve as serve_https
+from certs.log import configure, get_log
+
+log = get_log()
+
+
+@contextmanager
+def opened(config: CatalogConfig, *, check: bool = True) -> Iterator[Store]:
+    """Open the store; a database without any schema gets it, one with another schema is refused when `check`."""
+    path = config.database.url.removeprefix("sqlite:///")
+    if path != config.database.url:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    store = Store(Database(config.database.url), site=config.catalog.site)
+    try:
+        if check:
+            _ensure_schema(store)
+        yield store
+    finally:
+        store.close()
+
+
+def serve(config: CatalogConfig, *, ready: Callable[[str], None] | None = None) -> None:
+    """Run the service until SIGTERM; `ready` is told its URL."""
+    configure(config.catalog.name, config.log.level, config.log.format)
+    with opened(config) as store:
+        app = build(store, config.identity, version=version("dgis"))
+        serve_https(app, config.server, config.identity, ready=ready)
+
+
+def _ensure_schema(store: Store) -> None:
+    try:
+        store.check()
+    except SchemaMismatch:
+        if not store.is_empty():
+            raise
+        store.migrate()
+        log.info("schema_created")

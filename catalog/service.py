@@ -1,0 +1,137 @@
+"""The catalog's operations, free of HTTP: judge records, use the store, sign permits, count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from catalog.errors import CatalogRefused, UnknownSubject
+from catalog.metrics import CatalogMetrics
+from catalog.prepare import Prepared, Unfit, prepare
+from catalog.store import Store
+from catalog.store.database import BadData
+from catalog.store.search import End
+from catalog.wire import (
+    Conflict,
+    InstanceRecord,
+    Located,
+    LocateRequest,
+    PermitReply,
+    PermitRequest,
+    Query,
+    RegisterBatch,
+    RegisterReply,
+    RegisterResult,
+    ReplicaChanges,
+    ReplicaReply,
+    ResolveRequest,
+    RetireReply,
+    RetireRequest,
+    Row,
+)
+from certs.credential import Credential
+from certs.dn import DN
+from certs.errors import CredentialError, PermitError
+from certs.log import get_log
+from certs.permit import Permit, sign
+
+log = get_log()
+
+
+class CatalogService:
+    """Thread-safe; all methods block, so an event loop calls them in threads."""
+
+    def __init__(self, store: Store, signer: Credential, metrics: CatalogMetrics) -> None:
+        self.store, self._signer, self._metrics = store, signer, metrics
+
+    def register(self, batch: RegisterBatch) -> RegisterReply:
+        """Register a batch: what cannot be filed is rejected by itself, all else in one transaction."""
+        with self._metrics.register_seconds.time():
+            prepared = [_prepared(record) for record in batch.instances]
+            fit = [one for one in prepared if isinstance(one, Prepared)]
+            filed = iter(self._register(fit))
+            results = [one if isinstance(one, RegisterResult) else next(filed) for one in prepared]
+        for result in results:
+            self._metrics.registered.labels(result.outcome).inc()
+            if result.outcome == "rejected":
+                log.warning("record_rejected", object_key=result.object_key[:128], reason=result.reason)
+        return RegisterReply(results=tuple(results))
+
+    def _register(self, fit: list[Prepared]) -> list[RegisterResult]:
+        """Register all at once; when the database refuses a value, one by one, so that only its record is rejected."""
+        if not fit:
+            return []
+        try:
+            return self.store.register(fit)
+        except BadData as error:
+            if len(fit) == 1:
+                return [_rejected(fit[0].record, str(error))]
+            return [result for one in fit for result in self._register([one])]
+
+    def query(self, query: Query) -> Iterator[Row | End]:
+        """Find now, read later (see Store.query)."""
+        with self._metrics.query_seconds.labels(query.level).time():
+            return self.store.query(query)
+
+    def locate(self, request: LocateRequest) -> Iterator[Located]:
+        """Find now, read later (see Store.locate)."""
+        return self.store.locate(request)
+
+    def change_replicas(self, changes: ReplicaChanges) -> ReplicaReply:
+        """Apply replica changes; those of unknown objects, or with another digest, are refused by themselves."""
+        applied, refused = self.store.change_replicas(changes.changes)
+        self._metrics.replica_changes.inc(applied)
+        return ReplicaReply(applied=applied, refused=tuple(refused))
+
+    def retire(self, request: RetireRequest, *, actor: str) -> RetireReply:
+        """Retire instances."""
+        retired = self.store.retire(request.instances)
+        log.info("retired", instances=retired, by=actor)
+        return RetireReply(retired=retired)
+
+    def resolve(self, conflict_id: str, request: ResolveRequest, *, actor: str) -> Conflict:
+        """Settle a conflict."""
+        settled = self.store.resolve(conflict_id, request.action, actor=actor)
+        log.info("conflict_resolved", conflict=conflict_id, state=settled.state, by=actor)
+        return settled
+
+    def permit(self, request: PermitRequest, *, actor: str) -> PermitReply:
+        """Sign a permit for a storage element that this catalog knows.
+
+        Raises UnknownSubject for another SE, CatalogRefused for a permit that cannot be.
+        """
+        if request.se not in {element.name for element in self.store.storage_elements()}:
+            raise UnknownSubject("no storage element of that name is registered")
+        expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=request.seconds)
+        try:
+            permit = Permit(DN.parse(request.dn), request.se, request.keys, request.verbs, expires)
+            token = sign(permit, self._signer)
+        except (PermitError, CredentialError) as error:
+            raise CatalogRefused(str(error)) from error
+        log.info("permit_signed", for_dn=request.dn, se=request.se, objects=len(request.keys), by=actor)
+        return PermitReply(token=token, expires=expires)
+
+    def measure(self) -> None:
+        """Bring the gauges up to date."""
+        self._metrics.instances.set(self.store.instance_count())
+        for kind, count in self.store.open_conflicts().items():
+            self._metrics.conflicts.labels(kind).set(count)
+
+    def check(self) -> str:
+        """Say that the database answers and has the right schema; raises when not (a health check)."""
+        began = time.monotonic()
+        self.store.check()
+        return f"answers in {(time.monotonic() - began) * 1000:.0f} ms, schema is current"
+
+
+def _prepared(record: InstanceRecord) -> Prepared | RegisterResult:
+    try:
+        return prepare(record)
+    except Unfit as error:
+        return _rejected(record, str(error))
+
+
+def _rejected(record: InstanceRecord, reason: str) -> RegisterResult:
+    return RegisterResult(instance_uid=record.instance_uid, object_key=record.object_key, outcome="rejected",
+                          reason=reason)
