@@ -20,6 +20,15 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def sync(path: Path) -> None:
+    """Make a file's bytes durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def create(path: Path) -> int:
     """Open a new private file for reading and writing; it must not exist."""
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

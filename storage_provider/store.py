@@ -18,7 +18,7 @@ from pathlib import Path
 
 from storage_provider.channel import Space, Stat, Stored
 from storage_provider.checksum import sha256_of
-from storage_provider.disk import create, disk_errors, fsync_dir, publish, write_at
+from storage_provider.disk import create, disk_errors, fsync_dir, publish, sync, write_at
 from storage_provider.errors import Corrupt, LocalFault, NotFound, Refused
 from storage_provider.keys import is_sha256, object_key, parse_key, parse_prefix
 from storage_provider.space import Ledger
@@ -79,6 +79,23 @@ class Store:
         finally:
             if not settled:
                 self.ledger.release(size)
+
+    def admit(self, key: str, size: int, bring: Callable[[Path], None]) -> tuple[Stored, bool]:
+        """Take in an object that `bring` writes to a path of the stage; verified by re-reading it from disk."""
+        parse_key(key)
+        self.ledger.promise(size)
+        path = self._stage / f"{secrets.token_hex(12)}.part"
+        try:
+            bring(path)
+            with disk_errors(key):
+                if _size_of(path) != size or sha256_of(path) != parse_key(key):
+                    raise Corrupt("what was brought does not have the key's SHA-256", key=key)
+                sync(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            self.ledger.release(size)
+            raise
+        return self.adopt(path, key, size)
 
     def confirm(self, key: str, size: int) -> Stored | None:
         """Return the object when it is there and its size and re-read digest are right; None otherwise."""

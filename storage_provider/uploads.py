@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from storage_provider.channel import ObjectSpec, Stored
 from storage_provider.checksum import CHUNK_BYTES, blocks, sha256_of
-from storage_provider.disk import create, disk_errors, fsync_dir, replace_file, write_at
+from storage_provider.disk import create, disk_errors, fsync_dir, replace_file, sync, write_at
 from storage_provider.errors import Conflict, Corrupt, NotFound, StorageError
 from storage_provider.ranges import Ranges
 from storage_provider.store import Store
@@ -124,11 +124,8 @@ class Uploads:
                     self._drop(ident, entry.upload)
 
     def _adopt(self, ident: str, entry: _Entry, data: Path) -> Stored:
-        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with disk_errors(entry.upload.spec.key):
+            sync(data)
         with self._lock:
             del self._entries[ident]
             entry.upload = entry.upload.accept()

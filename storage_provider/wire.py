@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 PERMIT_HEADER = "Dgis-Permit"
-VERIFIED_HEADER = "Dgis-Verified-At"
+STORED_HEADER = "Dgis-Stored-At"
 # One request carries at most this much of an upload, so that a slow line gets an answer (and a durable range) in time.
 PART_BYTES = 16 * 1024 * 1024
 # Objects up to this size travel in one PUT.

@@ -1,0 +1,36 @@
+"""Who may do what in an area: a pure decision over the area's rules, a verified peer and a permit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from certs.peer import Peer
+from certs.permit import Permit
+from certs.policy import Decision
+
+Verb = Literal["read", "write", "delete", "list"]
+VERBS: frozenset[str] = frozenset({"read", "write", "delete", "list"})
+
+
+@dataclass(frozen=True, slots=True)
+class AreaRules:
+    """What each role may do in an area by itself; everything else takes a permit."""
+
+    by_role: Mapping[str, frozenset[str]]
+
+    def decide(self, peer: Peer, verb: Verb, key: str, permit: Permit | None) -> Decision:
+        """Allow by role, or by a (verified) permit for this DN, verb and key; listing takes a role."""
+        for role in sorted(peer.roles):
+            if verb in self.by_role.get(role, frozenset()):
+                return Decision(True, f"role {role} may {verb}")
+        if permit is None:
+            return Decision(False, f"{peer.dn} may not {verb} here: no role allows it and there is no permit")
+        if permit.dn != peer.dn:
+            return Decision(False, "the permit is for another DN")
+        if verb not in permit.verbs or verb == "list":
+            return Decision(False, f"the permit does not allow to {verb}")
+        if key not in permit.keys:
+            return Decision(False, "the permit is for other objects")
+        return Decision(True, f"permit to {verb}")

@@ -1,0 +1,25 @@
+"""The channel factory: which implementation speaks to a door, by the URL's scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from certs.https.session import GridSession
+from storage_provider.channel import Channel
+from storage_provider.errors import DoorURL
+from storage_provider.https.client import HttpsChannel, Timeouts
+
+
+def open_channels(
+    session: GridSession, *, permit: str | None = None, timeouts: Timeouts | None = None
+) -> Callable[[str], Channel]:
+    """Return the factory for an Engine; it raises DoorURL for a URL that no channel speaks."""
+
+    def open_channel(url: str) -> Channel:
+        scheme = urlsplit(url).scheme
+        if scheme == "https":
+            return HttpsChannel(session, url, permit=permit, timeouts=timeouts)
+        raise DoorURL(f"no channel for {scheme or 'a URL without scheme'}; doors are https", door=url)
+
+    return open_channel

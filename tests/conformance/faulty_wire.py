@@ -1,0 +1,124 @@
+"""A TCP relay that misbehaves on demand: silent, slow, cut after some bytes, refusing. It never looks into the bytes."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+
+
+@dataclass
+class Mood:
+    """What the wire does to bytes from now on; a cut happens `cuts` times and is then over."""
+
+    silent: bool = False
+    bytes_per_second: float | None = None
+    cut_up: int | None = None
+    cut_down: int | None = None
+    cuts: int = 1
+
+
+class FaultyWire:
+    """Listens on loopback and relays to `target` (host, port), which may change."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        self.mood = Mood()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.accepted = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def set(self, mood: Mood) -> None:
+        self.mood = mood
+
+    def drop_all(self) -> None:
+        """Reset every connection that is up."""
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            _reset(connection)
+
+    def refuse(self) -> None:
+        """Stop listening: connecting is refused from now on."""
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not end a waiting accept
+        except OSError:
+            pass
+        self._listener.close()
+        self.drop_all()
+
+    def listen_again(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.refuse()
+
+    def _accept(self) -> None:
+        listener = self._listener
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(self.target, timeout=5)
+        except OSError:
+            _reset(near)
+            return
+        far.settimeout(None)
+        with self._lock:
+            self._open |= {near, far}
+        for side in (near, far):
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        other = threading.Thread(target=self._pump, args=(far, near, "cut_down"), daemon=True)
+        other.start()
+        self._pump(near, far, "cut_up")
+        other.join()
+        with self._lock:
+            self._open -= {near, far}
+        near.close()
+        far.close()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, limit: str) -> None:
+        mood, passed = self.mood, 0
+        try:
+            while data := source.recv(65536):
+                if self.mood is not mood:
+                    mood, passed = self.mood, 0
+                while mood.silent and self.mood is mood:
+                    time.sleep(0.02)
+                if mood.bytes_per_second is not None:
+                    for at in range(0, len(data), 1024):
+                        sink.sendall(data[at : at + 1024])
+                        time.sleep(1024 / mood.bytes_per_second)
+                    continue
+                bound: int | None = getattr(mood, limit)
+                if bound is not None and passed + len(data) > bound and mood.cuts > 0:
+                    mood.cuts -= 1
+                    sink.sendall(data[: max(0, bound - passed)])
+                    raise ConnectionAbortedError
+                sink.sendall(data)
+                passed += len(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            _reset(source)
+            _reset(sink)
+
+
+def _reset(connection: socket.socket) -> None:
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    connection.close()
