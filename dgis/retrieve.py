@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,10 +29,17 @@ _POLL_SECONDS = 0.1
 _ELEMENTS_SECONDS = 15.0
 
 
+class Answer(Iterator[Located], Protocol):
+    """An answer as it arrives."""
+
+    def close(self) -> None:
+        """Give up the rest; harmless after the end."""
+
+
 class LocateCatalog(Protocol):
     """The part of the catalog client that locates instances."""
 
-    def locate(self, request: LocateRequest, *, acting_for: str | None = None) -> Iterator[Located]:
+    def locate(self, request: LocateRequest, *, acting_for: str | None = None) -> Answer:
         """Stream the matching instances. Raises CatalogError before or between them."""
 
 
@@ -101,7 +109,7 @@ class Retrieve:
         """Return every matching instance, in order. Raises RetrieveUnavailable when the catalog did not answer."""
         try:
             self._elements.refresh_if_older(_ELEMENTS_SECONDS)
-            found = list(self._catalog.locate(request, acting_for=acting_for))
+            found = self._locate(request, acting_for)
         except CatalogError as error:
             log.warning("locate failed", error=type(error).__name__)
             raise RetrieveUnavailable("the catalog did not say where the instances are") from error
@@ -148,8 +156,12 @@ class Retrieve:
         # Its copies may have moved since the plan was made: ask once more where they are.
         self._elements.refresh_if_older(1.0)
         request = LocateRequest(instances=(located.instance_uid,))
-        again = next(iter(self._catalog.locate(request, acting_for=acting_for)), located)
+        again = next(iter(self._locate(request, acting_for)), located)
         return again, self._sources.bring(again, acting_for=acting_for, cancelled=stopped, patient=True)
+
+    def _locate(self, request: LocateRequest, acting_for: str | None) -> list[Located]:
+        with contextlib.closing(self._catalog.locate(request, acting_for=acting_for)) as found:
+            return list(found)
 
     @staticmethod
     def _opened(located: Located, brought: Brought) -> Fetched:

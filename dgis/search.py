@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -14,10 +15,17 @@ from dgis.metrics import Metrics
 log = get_log()
 
 
+class Rows(Iterator[Row], Protocol):
+    """An answer as it arrives."""
+
+    def close(self) -> None:
+        """Give up the rest; harmless after the end."""
+
+
 class QueryCatalog(Protocol):
     """The part of the catalog client that answers queries."""
 
-    def query(self, query: Query, *, acting_for: str | None = None) -> Iterator[Row]:
+    def query(self, query: Query, *, acting_for: str | None = None) -> Rows:
         """Stream one row per entity. Raises CatalogError before or between rows."""
 
 
@@ -37,7 +45,8 @@ class Search:
         """
         asked = query.model_copy(update={"unreachable": tuple({*query.unreachable, *self._unreachable()})})
         try:
-            yield from self._catalog.query(asked, acting_for=acting_for)
+            with contextlib.closing(self._catalog.query(asked, acting_for=acting_for)) as rows:
+                yield from rows
         except CatalogRefused as error:
             raise SearchRefused(str(error)) from error
         except CatalogError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class MemoryCatalog:
         self._answer()
         return list(self.elements)
 
-    def query(self, query: Query, *, acting_for: str | None = None) -> Iterator[Row]:
+    def query(self, query: Query, *, acting_for: str | None = None) -> Generator[Row, None, None]:
         self._answer()
         self.queries.append(query)
         for count, row in enumerate(self.rows):
@@ -93,7 +93,7 @@ class MemoryCatalog:
                 raise CatalogIncomplete("cut")
             yield row
 
-    def locate(self, request: LocateRequest, *, acting_for: str | None = None) -> Iterator[Located]:
+    def locate(self, request: LocateRequest, *, acting_for: str | None = None) -> Generator[Located, None, None]:
         self._answer()
         self.locates += 1
         self.before_locate()
