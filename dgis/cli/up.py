@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -114,22 +115,23 @@ class _Grid:
     def _start(self) -> None:
         from dgis.localprobe import Probe
 
-        for name, module in self._services().items():
-            self.supervisor.start(self._child(name, module))
+        for name, program in self._services().items():
+            self.supervisor.start(self._child(name, program))
         probe = Probe(self.paths, deadline=time.monotonic() + READY_SECONDS, given_up=self._given_up)
         for name in ("catalog", *self.options.provider_names):
             probe.wait_https(name, localgrid.service_url(self.ports[name]))
         probe.register_elements(self.options, self.ports)
         extra = ("--respawn",) if self.respawn else ("--no-respawn",)
-        self.supervisor.start(self._child("dgis", "dgis.cli", *extra))
+        self.supervisor.start(self._child("dgis", "dgis", *extra))
         probe.wait_https("dgis", localgrid.service_url(self.ports["dgis"]))
         probe.wait_echo(self.options.aet, localgrid.LOOPBACK, self.options.port)
 
     def _services(self) -> dict[str, str]:
-        return {"catalog": "catalog.cli", **dict.fromkeys(self.options.provider_names, "storage_provider.cli")}
+        return {"catalog": "dgis-catalog", **dict.fromkeys(self.options.provider_names, "dgis-storage")}
 
-    def _child(self, name: str, module: str, *extra: str) -> Child:
-        argv = (sys.executable, "-m", module, "serve", "--config", str(self.paths.config(name)), *extra)
+    def _child(self, name: str, program: str, *extra: str) -> Child:
+        script = Path(sysconfig.get_path("scripts")) / program  # beside this Python, whatever PATH says
+        argv = (str(script), "serve", "--config", str(self.paths.config(name)), *extra)
         return Child(name, argv, log=self.paths.logs / f"{name}.log")
 
     def _given_up(self) -> str | None:

@@ -128,7 +128,7 @@ class Story:
         same = sum(received.digests.get(image.instance_uid) == image.data_sha256 for image in self.images)
         twice = sum(times > 1 for times in received.times.values())
         step.ok = same == len(self.images) == completed and not failed and not twice
-        step.result = f"{completed} moved, {same} of {len(self.images)} data sets identical byte for byte"
+        step.result = f"{completed} came, {same} of {len(self.images)} data sets identical byte for byte"
         if failed or twice:
             step.result += f"; {failed} failed, {twice} twice"
 

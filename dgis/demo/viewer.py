@@ -12,6 +12,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context, build_role
 
@@ -60,6 +61,7 @@ class Viewer:
         assoc = ae.associate(self._host, self._port, ae_title=self._called, **options)
         if not assoc.is_established:
             raise ConnectionError(f"{self._called} at {self._host}:{self._port} did not accept the association")
+        _keep_responses(assoc)
         return assoc
 
     def listen(self, port: int, images: Sequence[Image]) -> tuple[Any, Received]:
@@ -136,6 +138,20 @@ class Viewer:
             completed, failed = completed + done[0], failed + done[1]
             assoc.release()
         return (completed, failed), received
+
+
+def _keep_responses(assoc: Association) -> None:
+    """Close a race of pynetdicom 3.0.4 as SCU: its reactor thread may take a response that the caller waits for, and
+    then drops it ("Received unexpected C-STORE service message", upstream #435 and #875); here it is put back."""
+    serve = assoc._serve_request
+
+    def serve_request(msg: Any, context_id: int) -> None:
+        if msg.is_valid_response:
+            assoc.dimse.msg_queue.put((context_id, msg))
+        else:
+            serve(msg, context_id)
+
+    assoc._serve_request = serve_request  # type: ignore[method-assign]
 
 
 def _identifier(level: str, **keys: str | list[str]) -> Dataset:
