@@ -41,7 +41,8 @@ _WILD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT
 _RANGE_VRS = frozenset(("DA", "TM", "DT"))
 _ONE_VALUE_VRS = frozenset(("LT", "ST", "UT", "UR"))
 _BINARY_VRS = {"US": "H", "SS": "h", "UL": "L", "SL": "l"}
-_UID = re.compile(r"[0-9.]{1,64}\Z")
+# What real archives hold: hex digests, names, 70 characters. Only what cannot be meant as one is refused.
+_UID = re.compile(r"[^*?\\\x00-\x1f]{1,256}\Z")
 _MAX_KEYS, _MAX_VALUE, _MAX_INFLATED = 300, 1024, 4 * 1024 * 1024
 _FOREIGN = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError, NotImplementedError,

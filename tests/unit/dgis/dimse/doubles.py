@@ -213,7 +213,7 @@ def make_file(folder: Path, **values: object) -> Path:
     for keyword, value in values.items():
         setattr(data_set, keyword, value)
     data_set.add_new(0x00091010, "UN", b"private bytes!")
-    data_set.add_new(0x7FE00010, "OW" if syntax != pydicom.uid.JPEG2000 else "OB", bytes(range(256)) * (pixels // 256 + 1))
+    data_set.add_new(0x7FE00010, "OW", bytes(range(256)) * (pixels // 256 + 1))
     meta = pydicom.dataset.FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = data_set.SOPClassUID

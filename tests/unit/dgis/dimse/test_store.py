@@ -131,7 +131,7 @@ def test_an_abort_in_mid_object_leaves_nothing(edge: Edge, tmp_path: Path) -> No
     _soon(lambda: len(edge.ingest.forgotten) == 1)
 
 
-def test_not_authorised_is_0124_and_no_right_at_all_is_a_rejection(make_edge: Callable[..., Edge], tmp_path: Path) -> None:
+def test_not_authorised_is_0124_and_no_right_at_all_a_rejection(make_edge: Callable[..., Edge], tmp_path: Path) -> None:
     edge = make_edge(rights=frozenset({"echo"}))
     data_set = pydicom.dcmread(make_file(tmp_path / "in"))
     ae = AE("STRANGER")
