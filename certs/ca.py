@@ -195,18 +195,18 @@ def refresh_crls(home: Path) -> datetime:
     return min(ends)
 
 
-def renew_due(home: Path, credentials: Iterable[Credential]) -> tuple[Credential, ...]:
+def renew_due(home: Path, credentials: Iterable[Credential], *, now: datetime | None = None) -> tuple[Credential, ...]:
     """Renew those credentials that have used up two thirds of their life; returns the renewed ones.
 
     The private key stays, so a renewal is one rename and no reader ever sees a pair that does not match. Revoked
     certificates are not renewed; expired ones are. Raises CaError for a certificate of another CA.
     """
-    return tuple(credential for credential in credentials if _renew(_Site(home), credential))
+    moment = now or datetime.now(UTC)
+    return tuple(credential for credential in credentials if _renew(_Site(home), credential, moment))
 
 
-def _renew(site: _Site, credential: Credential) -> bool:
+def _renew(site: _Site, credential: Credential, now: datetime) -> bool:
     old = credential.chain()[0]
-    now = datetime.now(UTC)
     life = old.not_valid_after_utc - old.not_valid_before_utc
     if now < old.not_valid_before_utc + life * 2 / 3:
         return False

@@ -63,9 +63,7 @@ def get_log() -> structlog.typing.FilteringBoundLogger:
     return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger())
 
 
-def _scalars_only(
-    _logger: object, _method: str, event: MutableMapping[str, object]
-) -> MutableMapping[str, object]:
+def _scalars_only(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
     kept: MutableMapping[str, object] = {}
     for name, value in event.items():
         plain = name.replace("_", "").lower()

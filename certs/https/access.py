@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
@@ -92,11 +93,12 @@ class BodyLimit:
         return message
 
 
-class BodyTooLarge(Exception):
-    """The request body is larger than a buffered route takes."""
+class BodyTooLarge(HTTPException):
+    """The request body is larger than a buffered route takes; Starlette's kind, which FastAPI lets through."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"a request body of this route has at most {limit} bytes")
+        detail = f"a request body of this route has at most {limit} bytes"
+        super().__init__(413, detail, headers={"connection": "close"})
 
 
 class RuleDependency:

@@ -25,7 +25,6 @@ from certs.credential import Credential
 from certs.errors import CertsError, ConfigError, Unanswered
 from certs.gridmap import Gridmap
 from certs.https.access import (
-    BodyTooLarge,
     Guard,
     RuleDependency,
     admit,
@@ -167,7 +166,7 @@ def _answer_problems(app: FastAPI) -> None:
 
     async def on_http(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        slugs = {404: "no-such-route", 405: "method-not-allowed"}
+        slugs = {404: "no-such-route", 405: "method-not-allowed", 413: "body-too-large"}
         slug = slugs.get(error.status_code, "request-refused")
         return problem_response(
             ProblemError(error.status_code, slug, str(error.detail), headers=dict(error.headers or {}))
@@ -179,13 +178,9 @@ def _answer_problems(app: FastAPI) -> None:
         wrong = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()[:10]]
         return problem_response(ProblemError(422, "not-valid", "; ".join(wrong)))
 
-    async def on_large(_request: Request, error: Exception) -> Response:
-        return problem_response(ProblemError(413, "body-too-large", str(error), headers={"connection": "close"}))
-
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(BodyTooLarge, on_large)
 
 
 def problem_response(problem: ProblemError) -> Response:

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from certs import trust as trust_module
+from certs.credential import Credential
+from certs.errors import TrustError
+from certs.trust import Trust
+from tests.helpers.pki import SiteHome, site_home
+
+NOW = datetime.now(UTC)
+
+
+def judge(site: SiteHome, cert: Path) -> None:
+    Trust(site.trust).judge(cert.read_bytes())
+
+
+def test_a_good_chain_is_returned_up_to_its_anchor(site: SiteHome) -> None:
+    identity = site.catalog()
+    chain = Trust(site.trust).judge(identity.cert.read_bytes())
+    assert str(chain.dn) == "/O=Test Grid/OU=Hosts/CN=catalog"
+    assert [cert.subject for cert in chain.certs[1:]] == [site.authority(n).cert.subject for n in ("issuing", "root")]
+    assert (chain.proxied, chain.serial) == (False, chain.certs[0].serial_number)
+
+
+def test_a_proxy_counts_as_its_user(site: SiteHome) -> None:
+    user = site.user("joe", "user")
+    once = site.proxy_of(user, "joe.proxy")
+    twice = site.proxy_of(once, "joe.proxy.proxy")
+    for proxy in (once, twice):
+        chain = Trust(site.trust).judge(proxy.cert.read_bytes())
+        assert chain.proxied
+        assert str(chain.dn) == "/O=Test Grid/OU=People/CN=joe"
+        assert chain.serial == Credential(user.cert, user.key).chain()[0].serial_number
+
+
+def test_numbers_in_a_name_are_not_a_proxy(site: SiteHome) -> None:
+    """The identity is found by proxyCertInfo, never by cutting /CN=digits off."""
+    chain = Trust(site.trust).judge(site.user("12345", "user").cert.read_bytes())
+    assert (str(chain.dn), chain.proxied) == ("/O=Test Grid/OU=People/CN=12345", False)
+
+
+def break_missing(site: SiteHome) -> Path:
+    found = site.catalog().cert
+    site.drop_crls()
+    return found
+
+
+def break_stale(site: SiteHome) -> Path:
+    site.put_crl(ends=NOW - timedelta(minutes=1))
+    return site.catalog().cert
+
+
+def break_revoked(site: SiteHome) -> Path:
+    identity = site.host("lost")
+    site.revoke(identity)
+    return identity.cert
+
+
+def break_revoked_user_proxy(site: SiteHome) -> Path:
+    user = site.user("leaver")
+    proxy = site.proxy_of(user, "leaver.proxy")
+    site.revoke(user)
+    return proxy.cert
+
+
+def break_expired(site: SiteHome) -> Path:
+    return site.host_at("old", now=NOW - timedelta(days=2), life=timedelta(days=1)).cert
+
+
+def break_future(site: SiteHome) -> Path:
+    return site.host_at("early", now=NOW + timedelta(days=1), life=timedelta(days=1)).cert
+
+
+def break_other_ca(site: SiteHome) -> Path:
+    (site.home.parent / "other").mkdir()
+    return site_home(site.home.parent / "other").catalog().cert
+
+
+def break_garbage(site: SiteHome) -> Path:
+    path = site.home / "garbage.pem"
+    path.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (break_missing, "no CRL of the CA"),
+        (break_stale, "CRL for .* has expired"),
+        (break_revoked, "CN=lost is revoked"),
+        (break_revoked_user_proxy, "CN=leaver is revoked"),
+        (break_expired, "CN=old has expired"),
+        (break_future, "not valid yet; compare the clocks"),
+        (break_other_ca, "signature|belongs to another CA|CN=catalog|no trust anchor"),
+        (break_garbage, "not PEM"),
+    ],
+)
+def test_refused_with_a_sentence_that_teaches(
+    fresh_site: SiteHome, broken: Callable[[SiteHome], Path], words: str
+) -> None:
+    cert = broken(fresh_site)
+    with pytest.raises(TrustError, match=words) as caught:
+        judge(fresh_site, cert)
+    assert caught.value.reasons
+
+
+def test_a_verdict_is_remembered_only_while_it_holds(fresh_site: SiteHome) -> None:
+    trust = Trust(fresh_site.trust)
+    identity = fresh_site.host("lost")
+    first = trust.judge(identity.cert.read_bytes())
+    assert trust.judge(identity.cert.read_bytes()) is first
+    fresh_site.revoke(identity)
+    with pytest.raises(TrustError, match="revoked"):
+        trust.judge(identity.cert.read_bytes())
+    assert "revoked" in str(trust.refusal(first))
+
+
+def test_refusal_knows_time(site: SiteHome) -> None:
+    trust = Trust(site.trust)
+    chain = trust.judge(site.catalog().cert.read_bytes())
+    assert trust.refusal(chain) is None
+    assert trust.crl_expiry() - timedelta(seconds=1) < datetime.fromtimestamp(trust.good_until(chain), UTC)
+    assert "CRL" in str(trust.refusal(chain, now=NOW + timedelta(hours=37)))
+    assert "expired" in str(trust.refusal(chain, now=NOW + timedelta(days=91)))
+
+
+def test_a_broken_crl_counts_as_missing(fresh_site: SiteHome) -> None:
+    trust = Trust(fresh_site.trust)
+    chain = trust.judge(fresh_site.catalog().cert.read_bytes())
+    for path in fresh_site.trust.glob("*.r0"):
+        path.with_suffix(".tmp").write_text("nonsense")
+        path.with_suffix(".tmp").rename(path)
+    assert trust.reload_if_changed()
+    assert "no CRL" in str(trust.refusal(chain))
+    assert len(trust.problems()) == 2
+    assert trust.crl_expiry().year == 1970
+
+
+def test_a_crl_of_a_stranger_with_the_same_name_changes_nothing(fresh_site: SiteHome, tmp_path: Path) -> None:
+    other = site_home(tmp_path)
+    trust = Trust(fresh_site.trust)
+    chain = trust.judge(fresh_site.catalog().cert.read_bytes())
+    for path in other.trust.glob("*.r0"):
+        (fresh_site.trust / path.name.replace(".r0", ".r1")).write_bytes(path.read_bytes())
+    assert trust.reload_if_changed()
+    assert trust.refusal(chain) is None
+
+
+def test_files_overwritten_in_place_are_noticed(fresh_site: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust_module, "_DEEP_LOOK", 0.0)
+    trust = Trust(fresh_site.trust)
+    while trust.reload_if_changed():  # until the copied files are old enough to be told apart
+        pass
+    for path in fresh_site.trust.glob("*.r0"):
+        path.write_text("nonsense")
+    assert trust.reload_if_changed()
+    assert trust.problems()
+
+
+def test_an_emptied_directory_keeps_the_last_version(fresh_site: SiteHome) -> None:
+    trust = Trust(fresh_site.trust)
+    for path in fresh_site.trust.iterdir():
+        path.unlink()
+    assert not trust.reload_if_changed()
+    assert len(trust.anchors()) == 2
+    with pytest.raises(TrustError, match="no CA certificate"):
+        Trust(fresh_site.trust)
