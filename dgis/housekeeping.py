@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 from catalog.errors import CatalogError
@@ -36,7 +36,10 @@ class Probing(Protocol):
 
 
 class Housekeeper:
-    """One thread that never waits for the network itself: probes and list refreshes run in a small pool."""
+    """One thread that never waits for the network itself: probes and list refreshes have threads of their own.
+
+    Those are daemons, one at a time for each element, so that one that hangs keeps nobody from ending.
+    """
 
     def __init__(
         self,
@@ -52,9 +55,7 @@ class Housekeeper:
         self._spool, self._elements, self._engine = spool, elements, engine
         self._metrics, self._errors, self._fill = metrics, errors, fill
         self._writer = BoardWriter(spool.root)
-        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="probe")
-        self._probing: set[str] = set()
-        self._refreshing: Future[None] | None = None
+        self._errands: set[str] = set()
         self._refresh_backoff = Backoff(first=1.0)
         self._refreshed_at = float("-inf")
         self._next_scan = float("-inf")
@@ -65,16 +66,13 @@ class Housekeeper:
         while not stop.wait(_TICK_SECONDS if self._refreshed_at > 0 else 0.05):
             self.tick()
         self.tick()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def tick(self) -> None:
         """Do what is due; never raises."""
         try:
             self._refresh_if_due()
             for doors in self._elements.due_probes(idle=_PROBE_IDLE_SECONDS):
-                if doors.se not in self._probing:
-                    self._probing.add(doors.se)
-                    self._pool.submit(self._probe, doors)
+                self._errand(f"probe {doors.se}", partial(self._probe, doors))
             self._count()
             self._write()
         except Exception as error:  # noqa: BLE001 - the edge of this thread
@@ -83,10 +81,23 @@ class Housekeeper:
 
     def _refresh_if_due(self) -> None:
         wait = _REFRESH_SECONDS if self._elements.known() else _REFRESH_EMPTY_SECONDS
-        running = self._refreshing is not None and not self._refreshing.done()
-        if not running and self._refresh_backoff.due and time.monotonic() - self._refreshed_at >= wait:
+        if self._refresh_backoff.due and time.monotonic() - self._refreshed_at >= wait:
             self._refreshed_at = time.monotonic()
-            self._refreshing = self._pool.submit(self._refresh)
+            self._errand("refresh", self._refresh)
+
+    def _errand(self, name: str, work: Callable[[], None]) -> None:
+        """Start a piece of network work, unless the same one is still out."""
+        if name in self._errands:
+            return
+        self._errands.add(name)
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                self._errands.discard(name)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def _refresh(self) -> None:
         try:
@@ -102,8 +113,6 @@ class Housekeeper:
         except StorageError as error:
             self._elements.failed(doors.se, error)
             self._errors.add(f"probe of {doors.se}", f"{type(error).__name__}: {error.detail}")
-        finally:
-            self._probing.discard(doors.se)
 
     def _count(self) -> None:
         began = time.monotonic()

@@ -12,9 +12,11 @@ import struct
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dgis.digests import CHUNK
 from dgis.errors import DamagedEntry
 
 MAGIC = b"DGISSPL1"
@@ -36,6 +38,14 @@ class Arrival:
     association_id: str = ""
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _base64(text: str) -> str:
+    base64.b64decode(text, validate=True)
+    return text
+
+
 class SpoolRecord(BaseModel):
     """All that registering and copying one object needs; UIDs are stripped of padding."""
 
@@ -45,14 +55,14 @@ class SpoolRecord(BaseModel):
     instance_uid: str
     sop_class_uid: str
     transfer_syntax_uid: str
-    data_sha256: str
-    sha256: str
+    data_sha256: Sha256
+    sha256: Sha256
     size: int
-    chunks: tuple[str, ...] = ()
+    chunks: tuple[Sha256, ...] = ()
     data_offset: int
     header_syntax: str
     header_complete: bool
-    header_zstd: str
+    header_zstd: Annotated[str, AfterValidator(_base64)]
     pixel_offset: int | None
     received_at: datetime
     source_ae: str
@@ -60,6 +70,12 @@ class SpoolRecord(BaseModel):
     issuer: str
     acting_for: str | None
     association_id: str
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> SpoolRecord:
+        if len(self.chunks) != (-(-self.size // CHUNK) if self.size > CHUNK else 0):
+            raise ValueError("the number of chunk digests does not fit the size")
+        return self
 
     def header_bytes(self) -> bytes:
         """Return the zstd-compressed header elements."""

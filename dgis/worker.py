@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -125,23 +125,26 @@ class Worker:
 
     def _work(self, stop: threading.Event, pipe: int) -> None:
         self._registrar.adopt(self._left_over())
-        house = threading.Thread(target=self._house.run, args=(stop,), name="housekeeping", daemon=True)
-        copying, others = self._copier.start(), [self._reports.start(), house]
-        house.start()
-        try:
-            while not stop.is_set():
-                began = time.monotonic()
-                arrived = self._turn()
-                self._pace(arrived)
-                self._copier.tick()
-                if arrived < MAX_BATCH:
-                    _wait(pipe, stop, began + TURN_SECONDS - time.monotonic())
-        finally:
-            deadline = time.monotonic() + _STOP_SECONDS
-            self._copier.stop()
-            _join(copying, deadline)
-            self._reports.stop()
-            _join(others, deadline)
+        registering = _started("register", self._register_until, stop, pipe)
+        house = _started("housekeeping", self._house.run, stop)
+        copying, reporting = self._copier.start(), self._reports.start()
+        while registering.is_alive() and not stop.is_set():
+            registering.join(0.5)
+        stop.set()
+        deadline = time.monotonic() + _STOP_SECONDS
+        self._copier.stop()
+        _join([registering, *copying], deadline)
+        self._reports.stop()
+        _join([reporting, house], deadline)
+
+    def _register_until(self, stop: threading.Event, pipe: int) -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            arrived = self._turn()
+            self._pace(arrived)
+            self._copier.tick()
+            if arrived < MAX_BATCH:
+                _wait(pipe, stop, began + TURN_SECONDS - time.monotonic())
 
     def _turn(self) -> int:
         try:
@@ -215,6 +218,13 @@ def _wait(pipe: int, stop: threading.Event, seconds: float) -> None:
             with contextlib.suppress(BlockingIOError):
                 os.read(pipe, 65536)
             return
+
+
+def _started(name: str, work: Callable[..., None], *arguments: object) -> threading.Thread:
+    """Start a daemon: whatever it waits for, the process can end, and all its work can be done again."""
+    thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _join(threads: Sequence[threading.Thread], deadline: float) -> None:

@@ -225,9 +225,10 @@ def test_replicated_success_means_two_verified_copies(node: Node) -> None:
 
 def test_kill_minus_nine_of_everything_loses_nothing_and_doubles_nothing(node: Node) -> None:
     node.start_worker()
-    victims = [node.kill_worker, node.grid.elements["se1"].kill, node.grid.elements["se2"].kill, node.grid.catalog.kill]
+    elements = node.grid.elements
+    victims = [node.kill_worker, elements["se1"].kill, node.grid.catalog.kill, elements["se2"].kill, node.kill_worker]
     number = 0
-    for victim in victims * 2:
+    for victim in victims:
         for _ in range(15):
             number += 1
             node.store(number)

@@ -234,7 +234,7 @@ def test_many_threads_commit_at_once(spool: Spool) -> None:
     assert len({entry.record.instance_uid for entry in spool.inbox()}) == 100
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "magic", "json", "grown"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "magic", "json", "digest", "base64", "grown"])
 def test_a_corrupt_entry_goes_to_damaged_and_never_blocks_the_others(spool: Spool, damage: str) -> None:
     bad, good = store(spool, "1.1", data=data_set("1.1")), store(spool, "1.2", data=data_set("1.2"))
     whole = bad.path.read_bytes()
@@ -244,6 +244,8 @@ def test_a_corrupt_entry_goes_to_damaged_and_never_blocks_the_others(spool: Spoo
             "empty": b"",
             "magic": whole[:-1] + b"9",
             "json": whole.replace(b'"size":', b'"siZe":'),
+            "digest": whole.replace(bad.record.sha256.encode(), b"Z" * 64),
+            "base64": whole.replace(bad.record.header_zstd[:4].encode(), b"****"),
             "grown": b"x" + whole,
         }[damage]
     )

@@ -19,6 +19,7 @@ from dgis.ingest import Ingest
 from dgis.metrics import make_metrics
 from dgis.spool import Spool
 from dgis.worker import Worker, WorkerSettings
+from storage_provider.errors import Corrupt
 from storage_provider.keys import object_key
 from tests.helpers.doubles import MemoryCatalog, MemoryEngine, element
 from tests.helpers.objects import data_set
@@ -241,8 +242,6 @@ def test_an_object_that_changed_on_disk_is_never_copied_and_never_deleted(grid: 
     real = grid.engine.store
 
     def far_side_checks(*arguments: object, **options: object) -> object:
-        from storage_provider.errors import Corrupt
-
         try:
             return real(*arguments, **options)  # type: ignore[arg-type]
         except AssertionError:
@@ -320,6 +319,26 @@ def test_copies_run_in_parallel_up_to_the_bound(grid: Grid) -> None:
     with grid.working(parallel=3):
         until(lambda: empty(grid))
     assert grid.engine.most_running == 3
+
+
+def test_a_catalog_that_hangs_does_not_keep_the_worker_from_stopping(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgis.worker._STOP_SECONDS", 0.3)
+    hanging, let_go = threading.Event(), threading.Event()
+
+    def hangs(*_: object, **__: object) -> None:
+        hanging.set()
+        let_go.wait(30)
+
+    monkeypatch.setattr(grid.catalog, "register", hangs)
+    store(grid.spool)
+    with grid.working():
+        assert hanging.wait(5)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    assert grid.spool.backlog().unregistered == 1
+    let_go.set()
 
 
 def test_a_disk_that_refuses_is_loud_and_loses_nothing(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
