@@ -67,6 +67,8 @@ def _scalars_only(_logger: object, _method: str, event: MutableMapping[str, obje
     kept: MutableMapping[str, object] = {}
     for name, value in event.items():
         plain = name.replace("_", "").lower()
+        if name == "exc_info" and value:
+            kept["error"] = _error_type(value)
         if plain in _PRIVATE_KEYS or name in ("exc_info", "stack_info"):
             continue
         kept[name] = value if isinstance(value, str | int | float | bool) or value is None else type(value).__name__
@@ -79,3 +81,9 @@ def _name_service(service: str) -> structlog.typing.Processor:
         return event
 
     return add
+
+
+def _error_type(exc_info: object) -> str:
+    """Name the exception's type only: its text may quote what must not be logged."""
+    error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
+    return type(error).__name__
