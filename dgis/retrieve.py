@@ -43,6 +43,14 @@ class LocateCatalog(Protocol):
         """Stream the matching instances. Raises CatalogError before or between them."""
 
 
+class Planned(Protocol):
+    """Anything that lists instances to bring, in the order wanted."""
+
+    @property
+    def instances(self) -> tuple[Located, ...]:
+        """The instances."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a retrieve gives: by study, series and InstanceNumber."""
@@ -116,7 +124,7 @@ class Retrieve:
         return Plan(tuple(sorted(found, key=_order)))
 
     def fetch(
-        self, plan: Plan, *, acting_for: str | None = None, cancelled: Callable[[], bool] = never
+        self, plan: Planned, *, acting_for: str | None = None, cancelled: Callable[[], bool] = never
     ) -> Iterator[Fetched | Failed]:
         """Yield each instance of the plan once, in its order; the caller releases what it got.
 
