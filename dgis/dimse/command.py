@@ -199,6 +199,18 @@ def store_request(message_id: int, sop_class: str, instance: str, originator: Mo
     return encode(values)
 
 
+def echo_request(message_id: int) -> bytes:
+    """Encode a C-ECHO-RQ."""
+    return encode(
+        {
+            0x0002: uid("1.2.840.10008.1.1"),
+            0x0100: short(Field.C_ECHO),
+            0x0110: short(message_id),
+            0x0800: short(NO_DATA_SET),
+        }
+    )
+
+
 def short(value: int) -> bytes:
     """Encode VR US; counts beyond 65535 stay at 65535, the field holds no more."""
     return struct.pack("<H", min(value, 0xFFFF))

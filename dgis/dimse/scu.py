@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import time
@@ -173,6 +172,8 @@ class StoreSender:
         self._message_id = 0
         self._dead = 0
 
+    elsewhere = True
+
     @property
     def given_up(self) -> bool:
         """Whether the destination failed so often that it is not tried any more."""
@@ -270,8 +271,3 @@ def outcome(answer: int | None) -> str:
     if answer == status.SUCCESS:
         return "completed"
     return "warning" if status.is_warning(answer) else "failed"
-
-
-def closing(sender: StoreSender) -> contextlib.AbstractContextManager[StoreSender]:
-    """Close the sender at the end of a block."""
-    return contextlib.closing(sender)

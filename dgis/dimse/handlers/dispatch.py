@@ -113,7 +113,7 @@ class Dispatcher:
         operation = session.operation
         if operation is not None and operation.message_id == message_id:
             operation.cancel()
-            operation.answer_cancel()
+            operation.tick()
 
     def _immediate(self, session: Session, context: Context, message: Message) -> Answer | None:
         """Return the answer to a request that is refused or done at once; None for one to be run."""

@@ -8,12 +8,12 @@ from dgis.dimse.command import Answer
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.identifier import IdentifierError, find_request
 from dgis.dimse.services import DimseSettings, Search
-from dgis.errors import SearchIncomplete
+from dgis.errors import SearchIncomplete, SearchRefused
 
 
 def find(operation: Operation, session: Session, search: Search, settings: DimseSettings) -> None:
     """Run one query to its final response. Raises PeerGone."""
-    operation.cancel_answer = lambda: Answer(status.CANCELLED)
+    operation.may_be_left(lambda: Answer(status.CANCELLED))
     session.record.queries += 1
     try:
         request = find_request(
@@ -43,4 +43,6 @@ def find(operation: Operation, session: Session, search: Search, settings: Dimse
             session.record.answers += 1
     except SearchIncomplete:
         operation.finish(Answer(status.CATALOG_UNREACHABLE, "incomplete: a catalog did not answer"))
+    except SearchRefused:
+        operation.finish(Answer(status.UNABLE_TO_PROCESS, "the catalog cannot answer this query"))
     operation.finish(Answer(status.CANCELLED if operation.cancelled() else status.SUCCESS))

@@ -19,6 +19,7 @@ from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.sockets import PeerGone
 
 HEARTBEAT = 1.0
+CANCEL_PATIENCE = 0.7
 
 
 class Operation:
@@ -38,7 +39,9 @@ class Operation:
         self._wake: Callable[[], None] = _nothing
         self._heartbeat: Callable[[], Answer] | None = None
         self._last = time.monotonic()
-        self.cancel_answer: Callable[[], Answer] | None = None
+        self._cancelled_at = 0.0
+        self._cancel_answer: Callable[[], Answer] | None = None
+        self._cancel_patience = 0.0
 
     @property
     def message_id(self) -> int:
@@ -74,21 +77,25 @@ class Operation:
         self._heartbeat = progress
         self._wake = wake or _nothing
 
+    def may_be_left(self, answer: Callable[[], Answer] | None, *, after: float = 0.0) -> None:
+        """Let the reading thread give the final answer to a C-CANCEL when we have not within `after` seconds.
+
+        None when it must not: the peer still owes the answer to a sub-operation on this association.
+        """
+        self._cancel_answer, self._cancel_patience = answer, after
+
     # --- from the reading thread -------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """C-CANCEL, or the end of the association."""
+        self._cancelled_at = time.monotonic()
         self._cancelled.set()
         self._wake()
 
-    def answer_cancel(self) -> None:
-        """Answer a C-CANCEL at once if the operation can be left at any point (a query)."""
-        if self.cancel_answer is not None:
-            with contextlib.suppress(PeerGone):
-                self.finish(self.cancel_answer())
-
     def tick(self) -> float | None:
-        """Send a heartbeat when it is due and nobody else is writing; return seconds until the next one."""
+        """Do what is due: answer a cancel, send a heartbeat. Return the seconds until the next time."""
+        if self.cancelled():
+            return self._leave()
         if self._heartbeat is None:
             return HEARTBEAT
         left = self._last + HEARTBEAT - time.monotonic()
@@ -99,6 +106,16 @@ class Operation:
                 self._beat(self._heartbeat())
             finally:
                 self._lock.release()
+        return HEARTBEAT
+
+    def _leave(self) -> float:
+        answer, left = self._cancel_answer, self._cancelled_at + self._cancel_patience - time.monotonic()
+        if answer is None or self._finished:
+            return HEARTBEAT
+        if left > 0:
+            return left
+        with contextlib.suppress(PeerGone):
+            self.finish(answer())
         return HEARTBEAT
 
     def _beat(self, answer: Answer) -> None:

@@ -13,7 +13,7 @@ from dgis.dimse import command as dimse
 from dgis.dimse import status
 from dgis.dimse.answer import failed_uids
 from dgis.dimse.command import Answer, Counts, MoveOriginator
-from dgis.dimse.handlers.operation import HEARTBEAT, Operation, Session
+from dgis.dimse.handlers.operation import CANCEL_PATIENCE, HEARTBEAT, Operation, Session
 from dgis.dimse.identifier import IdentifierError, locate_request
 from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
@@ -30,6 +30,10 @@ class Sender(Protocol):
     @property
     def given_up(self) -> bool:
         """Whether it makes no sense to try more."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether instances go out on other associations than the requestor's."""
 
     def send(self, item: Outgoing) -> int | None:
         """Send one; return the C-STORE status, None when it was not delivered."""
@@ -93,6 +97,7 @@ def _retrieve(
     operation: Operation, session: Session, services: Services, make_sender: Callable[[Plan], Sender]
 ) -> None:
     session.record.retrieves += 1
+    operation.may_be_left(lambda: Answer(status.CANCELLED, counts=Counts(0, 0, 0, 0)))  # the catalog may take long
     try:
         request = locate_request(operation.message.data, operation.context.transfer_syntax)
         plan = services.retrieve.plan(request, acting_for=session.acting_for)
@@ -104,6 +109,8 @@ def _retrieve(
         return
     progress = Progress(len(plan.instances))
     with closing(make_sender(plan)) as sender:
+        leave = (lambda: progress.answer(status.CANCELLED)) if sender.elsewhere else None
+        operation.may_be_left(leave, after=CANCEL_PATIENCE)
         operation.keep_alive(lambda: progress.answer(status.PENDING), wake=sender.wake)
         if progress.total:
             operation.pending(progress.answer(status.PENDING))
@@ -217,6 +224,8 @@ class _GetSender:
             for context in self._association.contexts.values()
             if context.abstract_syntax in session.scp_roles
         }
+
+    elsewhere = False
 
     @property
     def given_up(self) -> bool:

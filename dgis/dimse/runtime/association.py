@@ -206,7 +206,8 @@ class GridAssociation(Association):
     def patience(self, *, idle: Timer) -> float | None:
         """Return the seconds until the reading thread has to look at the clock."""
         due = self.user.tick(self)
-        if due is not None or idle.timeout is None:
+        if due is not None:
+            idle.restart()  # an operation runs: it is not the peer's turn
             return due
         idle.timeout = self.timeouts.stall if self._mid_message() else self.timeouts.idle
         return float(idle.remaining)

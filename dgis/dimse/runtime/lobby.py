@@ -18,6 +18,7 @@ from typing import Final
 from dgis.dimse.runtime.sockets import PduRefused, Wakeup, acknowledge, pdu_length, tune
 
 _ASSOCIATE_RQ: Final = 0x01
+_TLS_HANDSHAKE: Final = 0x16
 _READ: Final = 64 * 1024
 # A-ABORT, service provider: "reason not specified", "unrecognized PDU", "unexpected PDU" (PS3.8 9.3.8).
 _ABORT_NONE: Final = bytes.fromhex("07000000000400000200")
@@ -128,6 +129,9 @@ class Lobby:
     def _judge(self, guest: _Guest) -> None:
         """Hand on a whole A-ASSOCIATE-RQ; refuse what cannot become one."""
         pdu_type, announced = guest.data[0], int.from_bytes(guest.data[2:6], "big")
+        if pdu_type == _TLS_HANDSHAKE:
+            self._dismiss(guest, b"", "a TLS client on the plain DICOM port")
+            return
         try:
             length = pdu_length(pdu_type, announced, max_pdu=0)
         except PduRefused as error:
@@ -148,7 +152,7 @@ class Lobby:
         """Close a connection that has no association, with an A-ABORT if it fits."""
         self._leave(guest)
         with contextlib.suppress(OSError):
-            guest.sock.send(last_words)
+            guest.sock.send(last_words)  # a new connection's send buffer has room for ten bytes
         with contextlib.suppress(OSError):
             guest.sock.shutdown(socket.SHUT_WR)
         guest.sock.close()

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -66,8 +67,9 @@ class GridServer:
         for association in self._snapshot():
             if association.session is None or not getattr(association.session, "busy", False):
                 association.abort(block=False)
+        deadline = time.monotonic() + grace
         for association in self._snapshot():
-            association.join(grace)
+            association.join(max(deadline - time.monotonic(), 0.0))
         for association in self._snapshot():
             association.abort(block=False)
             association.kill()
