@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dgis.dimse.runtime.entity import PeerAddress
+from certs.log import get_log
+from dgis.dimse.limits import PeerAddress
 from dgis.errors import DgisError
 
-log = structlog.get_logger("dgis.dimse")
+log = get_log()
 
 Right = Literal["echo", "store", "find", "move", "get", "commit"]
 ALL_RIGHTS: frozenset[Right] = frozenset(("echo", "store", "find", "move", "get", "commit"))

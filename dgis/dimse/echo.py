@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 
 from dgis.dimse import command as dimse
+from dgis.dimse.limits import PeerAddress, Timeouts
 from dgis.dimse.negotiation import IMPLICIT_LE, VERIFICATION
-from dgis.dimse.runtime.association import GridAssociation, Timeouts
-from dgis.dimse.runtime.entity import GridAE, PeerAddress, Proposal, silence_upstream
+from dgis.dimse.runtime.association import GridAssociation
+from dgis.dimse.runtime.entity import GridAE, Proposal, silence_upstream
 from dgis.dimse.runtime.sockets import PeerGone
 from dgis.dimse.scu import NobodyServed
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import structlog
+from certs.log import get_log
 
-log = structlog.get_logger("dgis.dimse")
+log = get_log()
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class AssociationRecord:
             association=self.association_id,
             calling=self.calling,
             called=self.called,
-            address=self.address,
+            peer=self.address,
             how=how,
             seconds=round(time.monotonic() - self.started, 3),
             **counts,

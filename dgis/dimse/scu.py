@@ -12,11 +12,12 @@ from pathlib import Path
 from dgis.dimse import command as dimse
 from dgis.dimse import status
 from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
+from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Verdict
 from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
-from dgis.dimse.runtime.entity import GridAE, PeerAddress, Proposal
+from dgis.dimse.runtime.entity import GridAE, Proposal
 from dgis.dimse.runtime.sockets import PeerGone
 
 _MAX_CONTEXTS = 128

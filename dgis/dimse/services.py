@@ -9,9 +9,7 @@ from typing import Literal, Protocol
 
 from catalog.wire import Located, LocateRequest, Query, Row
 from dgis.dimse.ae import AeTable
-from dgis.dimse.runtime.association import Timeouts
-from dgis.dimse.runtime.entity import MAX_PDU
-from dgis.dimse.runtime.server import Limits
+from dgis.dimse.limits import MAX_PDU, Limits, Timeouts
 from dgis.record import Arrival
 
 

@@ -55,7 +55,7 @@ class Dispatcher:
             rejection = negotiation.LOCAL_LIMIT_EXCEEDED
         if rejection is not None:
             log.warning(
-                "association rejected", calling=calling, called=called, address=address, reason=rejection.diagnostic
+                "association rejected", calling=calling, called=called, peer=address, reason=rejection.diagnostic
             )
             return rejection
         number = uuid.uuid4().hex

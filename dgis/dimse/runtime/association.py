@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pynetdicom import evt
@@ -19,6 +18,7 @@ from pynetdicom.timer import Timer
 
 from dgis.dimse import command as dimse
 from dgis.dimse.command import Command, CommandError
+from dgis.dimse.limits import Timeouts
 from dgis.dimse.messages import Assembler, Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Verdict
 from dgis.dimse.runtime.acse import GridACSE
@@ -67,19 +67,6 @@ class AssociationUser(Protocol):
         """Nothing more happens on this association."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds. Each ends one way of waiting for a peer."""
-
-    connect: float = 10.0
-    acse: float = 20.0
-    dimse: float = 60.0
-    send: float = 60.0
-    stall: float = 60.0
-    idle: float = 900.0
-    close: float = 3.0
-
-
 class GridAssociation(Association):
     """An association that sleeps unless there is something to do.
 
@@ -94,7 +81,7 @@ class GridAssociation(Association):
     def __init__(self, ae: GridAE, mode: str, *, user: AssociationUser, raw: bool = True) -> None:
         """Not connected, not started."""
         self.user = user
-        self.timeouts = ae.timeouts
+        self.timeouts: Timeouts = ae.timeouts
         self.raw = raw or mode == MODE_ACCEPTOR
         self.over = threading.Event()
         self._turn = threading.Lock()

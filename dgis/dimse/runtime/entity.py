@@ -13,20 +13,10 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
-from dgis.dimse.runtime.association import AssociationUser, GridAssociation, Timeouts
+from dgis.dimse.limits import MAX_PDU, PeerAddress, Timeouts
+from dgis.dimse.runtime.association import AssociationUser, GridAssociation
 from dgis.dimse.runtime.sockets import GridSocket
 from dgis.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-
-MAX_PDU = 131072  # the top of DCMTK's range; larger gains nothing (stack.md 4.1)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where to connect: AE title, host name or address, port."""
-
-    title: str
-    host: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.transport import AddressInformation
 
+from dgis.dimse.limits import Limits
 from dgis.dimse.runtime.association import AssociationUser, GridAssociation
 from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.runtime.lobby import Lobby
@@ -21,17 +21,6 @@ from dgis.dimse.runtime.sockets import GridSocket
 
 # A-ASSOCIATE-RJ: transient, presentation provider, local limit exceeded (PS3.8 9.3.4).
 _LIMIT_EXCEEDED: Final = bytes.fromhex("03000000000400020302")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many peers one process serves; `spare` more may be in the middle of being refused."""
-
-    total: int = 200
-    per_ae: int = 100
-    waiting: int = 256
-    artim: float = 10.0
-    spare: int = 64
 
 
 class GridServer:

@@ -15,8 +15,7 @@ import pytest
 from pynetdicom import AE
 
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable, UnknownAe
-from dgis.dimse.runtime.association import Timeouts
-from dgis.dimse.runtime.server import Limits
+from dgis.dimse.limits import Limits, Timeouts
 from dgis.dimse.serve import listen, serve_dimse
 from dgis.dimse.services import DimseSettings, Services
 from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble

@@ -18,6 +18,7 @@ from pynetdicom.sop_class import (
 )
 
 from catalog.wire import Row
+from dgis.errors import SearchRefused
 from tests.unit.dgis.dimse.conftest import Edge
 
 ROWS: list[Row] = [
@@ -119,6 +120,21 @@ def test_incomplete_is_c001_after_the_rows(edge: Edge) -> None:
     answers = _find(edge, _query(QueryRetrieveLevel="STUDY", PatientName=""))
     assert [status.Status for status, _ in answers] == [0xFF00, 0xFF00, 0xC001]
     assert "catalog" in answers[-1][0].ErrorComment
+
+
+def test_a_query_the_catalog_refuses_or_breaks_on(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> None:
+        def find(query: Any, *, acting_for: str | None) -> Any:
+            raise error
+            yield
+
+        monkeypatch.setattr(edge.search, "find", find)
+
+    fail(SearchRefused("SECRET"))
+    assert [s.Status for s, _ in _find(edge, _query(QueryRetrieveLevel="STUDY"))] == [0xC000]
+    fail(RuntimeError("SECRET"))
+    assert [s.Status for s, _ in _find(edge, _query(QueryRetrieveLevel="STUDY"))] == [0x0110]
+    edge.echo()
 
 
 def test_the_limit_says_so(make_edge: Callable[..., Edge]) -> None:

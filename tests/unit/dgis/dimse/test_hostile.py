@@ -20,7 +20,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
 from dgis.dimse import command as dimse
-from dgis.dimse.runtime.server import Limits
+from dgis.dimse.limits import Limits
 from tests.unit.dgis.dimse.conftest import Edge
 from tests.unit.dgis.dimse.raw import associate, associate_rq, read_pdu
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import subprocess
+import sys
 import time
 from io import BytesIO
 from pathlib import Path
@@ -305,3 +308,17 @@ def test_titles_that_cannot_be(title: str) -> None:
 def test_an_ipv4_peer_on_a_dual_stack_socket_is_itself(tmp_path: Path) -> None:
     write(tmp_path / "ae.toml", (AeEntry(title="A", networks=("127.0.0.0/8",), rights=("find",)),))
     assert AeTable(tmp_path / "ae.toml").caller("A", "::ffff:127.0.0.1").known
+
+
+def test_the_ae_table_needs_no_pynetdicom() -> None:
+    """`dgis ae list` starts fast, and the private names stay in one room."""
+    program = "import dgis.dimse.ae, sys; sys.exit('pynetdicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_only_the_runtime_imports_pynetdicom() -> None:
+    room = Path(dimse.__file__).parent
+    outside = [path for path in room.rglob("*.py") if path.parent.name != "runtime"]
+    assert len(outside) > 10
+    for path in outside:
+        assert not re.search(r"^\s*(from|import) pynetdicom", path.read_text(), re.M), path

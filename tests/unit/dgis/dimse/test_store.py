@@ -146,6 +146,26 @@ def test_not_authorised_is_0124_and_no_right_at_all_a_rejection(make_edge: Calla
     assert (association.acceptor.primitive.result_source, association.acceptor.primitive.diagnostic) == (1, 3)
 
 
+def test_an_error_nobody_foresaw_is_0110_and_says_nothing_of_the_patient(
+    edge: Edge, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(arrival: Any) -> Any:
+        raise RuntimeError("SECRET^NAME")
+
+    data_set = pydicom.dcmread(make_file(tmp_path / "in", PatientName="SECRET^NAME", PatientID="SECRETID"))
+    ae = AE("X")
+    ae.add_requested_context(CTImageStorage, pydicom.uid.ExplicitVRLittleEndian)
+    association = ae.associate("127.0.0.1", edge.port, ae_title="DGIS")
+    monkeypatch.setattr(edge.ingest, "begin", begin)
+    assert association.send_c_store(data_set).Status == 0x0110
+    monkeypatch.undo()
+    assert association.send_c_store(data_set).Status == 0
+    association.release()
+    captured = capsys.readouterr()
+    assert "c-store failed" in captured.err
+    assert "SECRET" not in captured.out + captured.err
+
+
 def test_wrong_called_title_is_rejected(edge: Edge) -> None:
     ae = AE("X")
     ae.add_requested_context("1.2.840.10008.1.1")

@@ -73,8 +73,8 @@ def test_the_state_machine_is_the_standards() -> None:
 
 def test_upstreams_scu_methods_work_on_our_runtime(edge: object) -> None:
     """`raw=False` is what the operators' tools will use: pynetdicom's send_c_* over our threads."""
-    from dgis.dimse.runtime.association import Timeouts
-    from dgis.dimse.runtime.entity import PeerAddress, Proposal
+    from dgis.dimse.limits import PeerAddress, Timeouts
+    from dgis.dimse.runtime.entity import Proposal
     from dgis.dimse.scu import NobodyServed
 
     ae = GridAE("TOOL", timeouts=Timeouts(connect=2, acse=3, dimse=5))
