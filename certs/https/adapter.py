@@ -30,10 +30,17 @@ _NETWORK: dict[type[BaseException], str] = {
 
 
 class _GridConnection(HTTPSConnection):
-    """A connection whose sends wait as long as a busy disk needs, not just the connect timeout."""
+    """A connection whose sends may wait as long as a busy disk needs; urllib3 gives them the connect timeout."""
 
     def connect(self) -> None:
         super().connect()
+        self._patient()
+
+    def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:
+        self._patient()
+        super().putrequest(method, url, skip_host, skip_accept_encoding)
+
+    def _patient(self) -> None:
         if self.sock is not None:
             self.sock.settimeout(_SEND_TIMEOUT)
 

@@ -74,6 +74,10 @@ def make_app(site: SiteHome, gates: Gates, *, body_limit: int = 100_000) -> Fast
     async def plain_stream(request: Request, peer: Peer) -> Response:
         return Response(json.dumps({"bytes": await count(request, gates)}))
 
+    async def busy(request: Request, peer: Peer) -> Response:
+        await asyncio.sleep(0.8)
+        return Response(json.dumps({"bytes": await count(request, gates)}))
+
     async def down(request: Request, peer: Peer) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
             yield b"a" * 1000
@@ -93,6 +97,7 @@ def make_app(site: SiteHome, gates: Gates, *, body_limit: int = 100_000) -> Fast
 
     app.include_router(router)
     app.add_route("/plain-stream", guarded(ANY_ROLE, plain_stream), methods=["PUT"])
+    app.add_route("/busy", guarded(ANY_ROLE, busy), methods=["PUT"])
     app.add_route("/down", guarded(ANY_ROLE, down), methods=["GET"])
     app.add_route("/cut", guarded(ANY_ROLE, cut), methods=["GET"])
     return app
@@ -141,6 +146,7 @@ class TestRules:
             "GET /v1/taken": "open-to-verified",
             "PUT /v1/fast-stream": "any-role",
             "PUT /plain-stream": "any-role",
+            "PUT /busy": "any-role",
             "GET /down": "any-role",
             "GET /cut": "any-role",
         }
@@ -288,6 +294,12 @@ class TestStreams:
 
         assert gateway_put(gateway, f"{url}/plain-stream", Source()) == {"bytes": 1 << 20}
         assert min(reads) >= 256 * 1024
+
+    def test_a_busy_service_may_read_late(self, url: str, site: SiteHome) -> None:
+        """Sending has its own patience: neither the connect timeout nor, on a kept connection, the last read's."""
+        session = GridSession(site.gateway(), connect_timeout=0.3, read_timeout=5)
+        for _ in range(2):
+            assert gateway_put(session, f"{url}/busy", b"z" * 30_000_000) == {"bytes": 30_000_000}
 
     def test_an_answer_left_unread_costs_only_its_connection(self, url: str, gateway: GridSession) -> None:
         with gateway.stream("GET", f"{url}/down"):
