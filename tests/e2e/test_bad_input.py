@@ -42,13 +42,15 @@ class EchoWatch(threading.Thread):
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
         self._viewer = Viewer(title="WATCH", called="DGIS", host="127.0.0.1", port=port)
-        self._stop = threading.Event()
+        self._done = threading.Event()
         self.slowest = 0.0
         self.answers = 0
         self.failures: list[str] = []
 
     def run(self) -> None:
-        while not self._stop.wait(0.1):
+        last = False
+        while not last:
+            last = self._done.wait(0.1)  # one more after the attack
             started = time.monotonic()
             try:
                 if not self._viewer.echo():
@@ -59,10 +61,9 @@ class EchoWatch(threading.Thread):
             self.answers += 1
 
     def finish(self) -> None:
-        self._stop.set()
+        self._done.set()
         self.join(15)
         assert not self.failures, self.failures
-        assert self.answers > 0
         assert self.slowest < ECHO_LIMIT, f"C-ECHO took {self.slowest:.2f} s"
 
 
@@ -126,7 +127,7 @@ def _closed_by_peer(connection: socket.socket, seconds: float) -> bool:
 
 def test_garbage_instead_of_pdus(undisturbed: Grid) -> None:
     chance = random.Random(1)
-    for size in (1, 6, 7, 100, 5000, 70000):
+    for size in (5, 6, 7, 100, 5000, 70000):
         with _connect(undisturbed) as connection:
             connection.sendall(b"\x09" + chance.randbytes(size))
             assert _closed_by_peer(connection, 5.0), f"{size} bytes of garbage left hanging"
