@@ -98,7 +98,8 @@ class BodyTooLarge(HTTPException):
 
     def __init__(self, limit: int) -> None:
         detail = f"a request body of this route has at most {limit} bytes"
-        super().__init__(413, detail, headers={"connection": "close"})
+        # No "connection: close": a client still sending would be reset before it reads this; uvicorn drops the rest
+        super().__init__(413, detail)
 
 
 class RuleDependency:

@@ -78,6 +78,9 @@ def make_app(site: SiteHome, gates: Gates, *, body_limit: int = 100_000) -> Fast
         await asyncio.sleep(0.8)
         return Response(json.dumps({"bytes": await count(request, gates)}))
 
+    async def early(request: Request, peer: Peer) -> Response:
+        raise ProblemError(507, "no-space", "the area is full")
+
     async def down(request: Request, peer: Peer) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
             yield b"a" * 1000
@@ -98,6 +101,7 @@ def make_app(site: SiteHome, gates: Gates, *, body_limit: int = 100_000) -> Fast
     app.include_router(router)
     app.add_route("/plain-stream", guarded(ANY_ROLE, plain_stream), methods=["PUT"])
     app.add_route("/busy", guarded(ANY_ROLE, busy), methods=["PUT"])
+    app.add_route("/early", guarded(ANY_ROLE, early), methods=["PUT"])
     app.add_route("/down", guarded(ANY_ROLE, down), methods=["GET"])
     app.add_route("/cut", guarded(ANY_ROLE, cut), methods=["GET"])
     return app
@@ -147,6 +151,7 @@ class TestRules:
             "PUT /v1/fast-stream": "any-role",
             "PUT /plain-stream": "any-role",
             "PUT /busy": "any-role",
+            "PUT /early": "any-role",
             "GET /down": "any-role",
             "GET /cut": "any-role",
         }
@@ -239,6 +244,14 @@ class TestProblems:
         refused = pytest.raises(Answered, match="413")
         with refused, gateway.stream("POST", f"{url}/v1/items", headers=headers, data=data):
             pass
+
+    def test_a_refusal_before_the_body_is_read_still_arrives(self, url: str, gateway: GridSession) -> None:
+        """The client is still sending when the answer is there; its connection is good for the next call."""
+        for _ in range(5):
+            refused = pytest.raises(Answered, match="507: No space: the area is full")
+            with refused, gateway.stream("PUT", f"{url}/early", data=b"z" * 5_000_000):
+                pass
+            assert gateway.json("GET", f"{url}/v1/whoami")
 
     def test_deeply_nested_json(self, url: str, gateway: GridSession) -> None:
         refused = pytest.raises(Answered, match="4[02][02]")
