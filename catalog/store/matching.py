@@ -73,9 +73,11 @@ class Matching:
         key = BY_KEYWORD.get(keyword)
         if key is None:
             raise UnsupportedQuery(f"{keyword[:64]} cannot be matched")
+        if keyword == "PatientName":
+            return self._patient_name(match)
         if LEVELS.index(key.level) <= LEVELS.index(level):
             self._reach(key.level)
-            return self._own(key, match)
+            return self._compare(TABLES[key.level].c[key.column], key, match)
         if keyword in STUDY_FROM_SERIES or key.kind == "uid" or (level, key.level) == ("SERIES", "IMAGE"):
             return self._below(key, match)
         raise UnsupportedQuery(f"{keyword[:64]} cannot be matched at {level} level")
@@ -83,11 +85,6 @@ class Matching:
     def _reach(self, level: Level) -> None:
         if LEVELS.index(level) < LEVELS.index(self.top):
             self.top = level
-
-    def _own(self, key: Key, match: Match) -> Condition | None:
-        if key.keyword == "PatientName":
-            return self._patient_name(match)
-        return self._compare(TABLES[key.level].c[key.column], key, match)
 
     def _below(self, key: Key, match: Match) -> Condition | None:
         """Match by an attribute of a lower level: an entity matches when one below it does."""
@@ -179,10 +176,12 @@ class Matching:
         column = patient_names.c.name if self._query.names == "exact" else patient_names.c.name_key
         groups = [group for group in (self._folded(part) for part in name_groups(value)) if group]
         found: list[Condition] = []
+        owner = patients.c.id if self._query.level == "PATIENT" else studies.c.patient_fk
+        self._reach("PATIENT" if self._query.level == "PATIENT" else "STUDY")
         for group in groups:
             condition = self._name_pattern(column, group) if wild else column == group[:INDEXED_LENGTH]
             if condition is not None:
-                found.append(patients.c.id.in_(select(patient_names.c.patient_fk).where(condition)))
+                found.append(owner.in_(select(patient_names.c.patient_fk).where(condition)))
         return and_(*found) if found else None
 
     def _name_pattern(self, column: ColumnElement[Any], group: str) -> Condition | None:

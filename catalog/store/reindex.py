@@ -74,9 +74,9 @@ class Page:
         pairs: Sequence[tuple[Mapping[Any, Any], Filed]],
     ) -> None:
         ids = sorted({row[key] for row, _ in pairs})
-        first: dict[int, int] = dict(self._connection.execute(
+        first = {row[0]: row[1] for row in self._connection.execute(
             select(column, func.min(instances.c.id)).select_from(source)
-            .where(self._database.among(column, ids)).group_by(column)).tuples().all())
+            .where(self._database.among(column, ids)).group_by(column))}
         have = {row["id"]: dict(row) for row in self._connection.execute(
             select(table).where(self._database.among(table.c.id, ids))).mappings()}
         renamed = set()

@@ -1,0 +1,246 @@
+"""The header room: what is cut out of a data set, what becomes of it, and that nothing a sender makes stops it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.filereader import read_file_meta_info
+
+from catalog.elements import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
+from catalog.errors import HeaderError
+from catalog.header import HEADER_CAP, columns, extract
+from catalog.keys import HEADER_KEYS
+from tests.helpers.catalogrecords import encoded
+
+SYNTH = Path(__file__).resolve().parents[2] / "helpers" / "synth.py"
+DATA = Path(os.environ.get("DGIS_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
+DEFLATED = "1.2.840.10008.1.2.1.99"
+PIXELS = bytes.fromhex("e07f1000") + b"OW\0\0\x08\0\0\0" + bytes(8)
+
+
+def synth(out: Path, *arguments: str) -> list[Path]:
+    subprocess.run([sys.executable, str(SYNTH), "--rows", "16", "--cols", "16", *arguments, str(out)], check=True,
+                   capture_output=True)
+    return sorted(out.rglob("*.dcm"))
+
+
+def opened(path: Path) -> tuple[io.BytesIO, str]:
+    """Skip the file meta information by hand: (the data set's bytes, transfer syntax)."""
+    whole = path.read_bytes()
+    if whole[128:132] != b"DICM":
+        raise ValueError("no Part 10 file")
+    length = int.from_bytes(whole[140:144], "little")
+    meta = read_file_meta_info(path)
+    return io.BytesIO(whole[144 + length :]), str(meta.TransferSyntaxUID)
+
+
+def agrees_with_pydicom(path: Path) -> list[str]:
+    """Name the keywords whose column is not what pydicom reads."""
+    stream, syntax = opened(path)
+    found = extract(stream, syntax)
+    parsed = columns(found.raw, found.syntax)
+    levels = {"PATIENT": parsed.patient, "STUDY": parsed.study, "SERIES": parsed.series, "IMAGE": parsed.instance}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data_set = pydicom.dcmread(path, stop_before_pixels=True)
+        wrong = []
+        for key in HEADER_KEYS:
+            value = data_set.get(key.keyword) if len(key.path) == 1 else None
+            if value is None or str(value) == "":
+                continue
+            text = "\\".join(map(str, value)) if isinstance(value, pydicom.multival.MultiValue) else str(value)
+            ours = levels[key.level][key.column]
+            same = str(ours) == text.strip(" ") or (key.kind == "number" and ours is not None and int(str(ours)) == value)
+            wrong += [] if same else [key.keyword]
+    return wrong
+
+
+def test_every_charset_becomes_unicode(tmp_path: Path) -> None:
+    files = synth(tmp_path, "--studies", "33", "--instances", "1")
+    assert len(files) == 33
+    assert {path.name: found for path in files if (found := agrees_with_pydicom(path))} == {}
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big", "deflated", "rle"])
+def test_every_syntax_and_modality(tmp_path: Path, syntax: str) -> None:
+    files = synth(tmp_path, "--studies", "7", "--instances", "1", "--modality", "CT,MR,CR,US,SC,SR,PDF", "--syntax",
+                  syntax)
+    assert {path: found for path in files if (found := agrees_with_pydicom(path))} == {}
+    for path in files:
+        stream, transfer_syntax = opened(path)
+        found = extract(stream, transfer_syntax)
+        assert found.complete
+        if found.pixel_offset_in_dataset is not None:
+            stream.seek(found.pixel_offset_in_dataset)
+            assert stream.read(4) in (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")
+
+
+def test_non_conformant_files_never_stop_it(tmp_path: Path) -> None:
+    unreadable = set()
+    for path in synth(tmp_path, "--odd", "all"):
+        stream, syntax = io.BytesIO(path.read_bytes()), EXPLICIT_LE
+        if path.read_bytes()[128:132] == b"DICM":
+            stream, syntax = opened(path)
+        try:
+            found = extract(stream, syntax)
+        except HeaderError:
+            unreadable.add(path.stem)
+            continue
+        columns(found.raw, found.syntax)
+        if path.stem == "deep_sequence":
+            assert (found.complete, found.pixel_offset_in_dataset is not None) == (False, True)
+            assert found.instance_uid is not None
+        if path.stem == "czech_without_charset":
+            assert columns(found.raw, found.syntax).patient["patient_name"] == "Žížal^Šárk"
+    assert {"empty_file", "not_dicom"} <= unreadable <= {"empty_file", "not_dicom", "no_preamble"}
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="no directory of real images (DGIS_TEST_DATA)")
+def test_real_images_agree_with_pydicom() -> None:
+    seen, wrong = 0, {}
+    for path in sorted(DATA.rglob("*"))[::3]:
+        try:
+            stream, _ = opened(path)
+        except (ValueError, OSError, AttributeError, pydicom.errors.InvalidDicomError):
+            continue
+        if path.name.startswith(("badVR", "chrX")) or not stream.getvalue():  # they differ on purpose or by padding
+            continue
+        seen += 1
+        found = agrees_with_pydicom(path)
+        if found:
+            wrong[path.name] = found
+    assert wrong == {}
+    assert seen > 200
+
+
+def test_what_does_not_fit_is_left_out_and_the_rest_goes_in() -> None:
+    data = encoded(SOPClassUID="1.2", SOPInstanceUID="1.2.3", PatientComments="x" * 70_000, PatientName="Doe",
+                   StudyInstanceUID="1", SeriesInstanceUID="2", ImageComments="y" * 60_000, StudyComments="z" * 10_000)
+    found = extract(io.BytesIO(data + PIXELS), EXPLICIT_LE)
+    assert (found.complete, found.pixel_offset_in_dataset) == (False, len(data))
+    assert len(found.raw) <= HEADER_CAP
+    parsed = columns(found.raw, found.syntax)
+    assert (parsed.patient["patient_name"], parsed.patient["patient_comments"]) == ("Doe", None)
+    assert (parsed.study["study_comments"], parsed.instance["image_comments"]) == ("z" * 10_000, None)
+    assert (found.study_uid, found.series_uid, found.instance_uid) == ("1", "2", "1.2.3")
+
+
+def test_group_of_elements_after_a_huge_private_one_is_read() -> None:
+    private = bytes.fromhex("09001010") + b"OB\0\0" + (5_000_000).to_bytes(4, "little") + bytes(5_000_000)
+    start = encoded(SOPInstanceUID="1.2.3")
+    found = extract(io.BytesIO(start + private + encoded(PatientName="Doe") + PIXELS), EXPLICIT_LE)
+    assert found.raw == start + encoded(PatientName="Doe")
+    assert found.complete is False
+
+
+def test_encoded_elements_are_kept_byte_for_byte() -> None:
+    data = encoded(SOPInstanceUID="1.2.3", PatientName="Doe^Jane^^ ", StudyInstanceUID="1.2\0\0")
+    for syntax, body in ((EXPLICIT_LE, data), (IMPLICIT_LE, encoded(IMPLICIT_LE, SOPInstanceUID="1.2.3"))):
+        stream = io.BytesIO(b"skipped" + body + b"trailer of another kind")
+        stream.seek(7)
+        assert extract(stream, syntax, length=len(body)).raw == body
+
+
+def test_mislabelled_implicit_and_explicit_are_read_as_they_are() -> None:
+    implicit, explicit = encoded(IMPLICIT_LE, SOPInstanceUID="1.2.3"), encoded(SOPInstanceUID="1.2.3")
+    assert (extract(io.BytesIO(implicit), EXPLICIT_LE).syntax, extract(io.BytesIO(implicit), EXPLICIT_LE).instance_uid
+            ) == (IMPLICIT_LE, "1.2.3")
+    assert extract(io.BytesIO(explicit), IMPLICIT_LE).instance_uid == "1.2.3"
+
+
+def test_sequences_of_every_length_encoding_are_stepped_over() -> None:
+    item = bytes.fromhex("feff00e0") + b"\x08\0\0\0" + bytes.fromhex("08000001") + b"SH\0\0"
+    ends = bytes.fromhex("feff0de000000000feffdde000000000")
+    open_item = bytes.fromhex("feff00e0ffffffff")
+    sequence = bytes.fromhex("08003211") + b"SQ\0\0\xff\xff\xff\xff"
+    unknown = bytes.fromhex("08003311") + b"UN\0\0\xff\xff\xff\xff" + open_item + bytes.fromhex(
+        "080000010200000041420800") [:10] + ends
+    after = encoded(PatientID="7")
+    for body in (sequence + item + bytes.fromhex("feffdde000000000"), sequence + open_item + ends,
+                 sequence + open_item + sequence + open_item + ends + ends, unknown):
+        found = extract(io.BytesIO(body + after), EXPLICIT_LE)
+        assert columns(found.raw, found.syntax).patient["patient_id"] == "7"
+        assert found.complete
+
+
+def test_ids_inside_sequences() -> None:
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    step, issuer = Dataset(), Dataset()
+    step.RequestedProcedureID, step.ScheduledProcedureStepID = "RP1", "SPS1"
+    issuer.LocalNamespaceEntityID = "HOSPITAL"
+    for syntax in (EXPLICIT_LE, IMPLICIT_LE):
+        raw = encoded(syntax, RequestAttributesSequence=Sequence([step, Dataset()]),
+                      IssuerOfAccessionNumberSequence=Sequence([issuer]), AccessionNumber="A1")
+        parsed = columns(raw, syntax)
+        assert (parsed.series["requested_procedure_id"], parsed.series["scheduled_step_id"]) == ("RP1", "SPS1")
+        assert (parsed.study["accession_issuer"], parsed.study["accession_number"]) == ("HOSPITAL", "A1")
+
+
+def test_a_deflate_bomb_is_cut() -> None:
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    huge = bytes.fromhex("09001010") + b"OB\0\0" + (200_000_000).to_bytes(4, "little") + bytes(200_000_000)
+    bomb = engine.compress(encoded(SOPInstanceUID="1.2.3") + huge) + engine.flush()
+    found = extract(io.BytesIO(bomb), DEFLATED)
+    assert (found.instance_uid, found.complete, found.syntax) == ("1.2.3", False, EXPLICIT_LE)
+
+
+def test_endless_tiny_elements_are_given_up() -> None:
+    tiny = bytes.fromhex("09001010") + b"SH\0\0"
+    found = extract(io.BytesIO(encoded(SOPInstanceUID="1.2.3") + tiny * 600_000 + PIXELS), EXPLICIT_LE)
+    assert (found.complete, found.pixel_offset_in_dataset) == (False, None)
+
+
+GOOD = encoded(SpecificCharacterSet="ISO_IR 192", SOPClassUID="1.2", SOPInstanceUID="1.2.3", PatientName="Šťastná^Běla",
+               StudyInstanceUID="1", SeriesInstanceUID="2", Rows=512, NumberOfFrames="3", OtherPatientIDs=["1", "2"])
+
+
+@pytest.mark.parametrize("cut", range(1, len(GOOD)))
+def test_truncated_anywhere(cut: int) -> None:
+    try:
+        found = extract(io.BytesIO(GOOD[:cut]), EXPLICIT_LE)
+    except HeaderError:
+        assert cut < 20
+        return
+    columns(found.raw, found.syntax)
+    assert GOOD.startswith(found.raw)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=400), syntax=st.sampled_from([EXPLICIT_LE, IMPLICIT_LE, EXPLICIT_BE, DEFLATED, "9.9"]))
+def test_any_bytes(data: bytes, syntax: str) -> None:
+    try:
+        found = extract(io.BytesIO(data), syntax)
+    except HeaderError:
+        return
+    columns(found.raw, found.syntax)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=8))
+def test_any_damage(damage: list[tuple[int, int]]) -> None:
+    data = bytearray(GOOD)
+    for at, value in damage:
+        data[at] = value
+    try:
+        found = extract(io.BytesIO(bytes(data)), EXPLICIT_LE)
+    except HeaderError:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parsed = columns(found.raw, found.syntax)
+    for level in (parsed.patient, parsed.study, parsed.series, parsed.instance):
+        for value in level.values():
+            assert not (isinstance(value, str) and "\0" in value)
+            str(value).encode()
