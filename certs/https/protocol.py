@@ -37,6 +37,7 @@ _BACKLOG = 2048
 _GOODBYE = 0.5  # seconds for the peer's half of the TLS shutdown; idle pools never send it
 _STOP_WITHIN = 4
 _TICKS_PER_SWEEP = 10  # uvicorn ticks every 0.1 s
+_TICKS_PER_WATCH = 6000
 
 
 class MtlsProtocol(HttpToolsProtocol):
@@ -108,10 +109,18 @@ class MtlsProtocol(HttpToolsProtocol):
 class GridServer(Server):
     """uvicorn's server on sockets and a TLS context of ours."""
 
-    def __init__(self, config: Config, context: ssl.SSLContext, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        context: ssl.SSLContext,
+        on_ready: Callable[[], None],
+        on_watch: Callable[[], object] | None = None,
+    ) -> None:
+        """``on_watch`` is called, in a thread, at the start and every ten minutes."""
         super().__init__(config)
         self._context = context
         self._on_ready = on_ready
+        self._on_watch = on_watch
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the given sockets only; a failing application start raises ConfigError."""
@@ -143,6 +152,8 @@ class GridServer(Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, MtlsProtocol):
                     connection.sweep(now)
+        if counter % _TICKS_PER_WATCH == 0 and self._on_watch is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._on_watch)
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -36,6 +36,7 @@ from certs.https.access import (
 from certs.https.gate import Gate, HttpMetrics
 from certs.https.problem import MEDIA_TYPE, ProblemError
 from certs.https.protocol import GridServer, inherited_socket, listening_socket, server_config, url_of
+from certs.https.watch import ExpiryWatch
 from certs.log import get_log
 from certs.peer import MONITOR, OPERATOR, Peer
 from certs.policy import OPEN_TO_VERIFIED, Rule
@@ -89,11 +90,12 @@ def create_app(
     guard = Guard(Trust(identity.trust), Gridmap(identity.gridmap))
     app.state.guard = guard
     app.state.health = _Health()
-    app.state.metrics_registry = registry
+    credential = Credential(identity.cert, identity.key)
+    app.state.watch = ExpiryWatch(guard.trust, credential, registry)
     app.add_middleware(Gate, guard=guard, metrics=HttpMetrics(registry), body_limit=body_limit)
     _answer_problems(app)
     _add_routes(app, registry)
-    add_check(app, "certificate", lambda: _check_certificate(Credential(identity.cert, identity.key)))
+    add_check(app, "certificate", lambda: _check_certificate(credential))
     add_check(app, "revocation", lambda: _check_revocation(guard.trust))
     return app
 
@@ -225,7 +227,7 @@ def _prepare(
             ready(url)
 
     sockets = [own, *(inherited_socket(descriptor) for descriptor in extra_fds)]
-    return GridServer(server_config(app), context.context, on_ready), sockets
+    return GridServer(server_config(app), context.context, on_ready, app.state.watch.look), sockets
 
 
 @contextmanager

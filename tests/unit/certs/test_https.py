@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import pytest
@@ -362,6 +363,21 @@ class TestHealthAndMetrics:
         assert "Novak" not in text
         with pytest.raises(Answered, match="403"):
             gateway.json("GET", f"{url}/metrics")
+
+    def test_expiry_is_measured_and_alarmed(self, site: SiteHome, url: str, operator: GridSession) -> None:
+        with operator.stream("GET", f"{url}/metrics") as response:
+            lines = response.raw.read().decode().splitlines()
+        values = {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[0] != "#")}
+        left = values["dgis_crl_expiry_seconds"] - time.time()
+        assert timedelta(hours=35) < timedelta(seconds=left) < timedelta(hours=37)
+        left = values["dgis_certificate_expiry_seconds"] - time.time()
+        assert timedelta(days=89) < timedelta(seconds=left) < timedelta(days=91)
+        watch = make_app(site, Gates()).state.watch
+        now = datetime.now(UTC)
+        assert watch.look(now=now) == ()
+        assert "is its CA publishing" in watch.look(now=now + timedelta(hours=13))[0]
+        assert "has expired" in watch.look(now=now + timedelta(hours=37))[0]
+        assert "was not renewed" in watch.look(now=now + timedelta(days=61))[-1]
 
     def test_openapi_is_published(self, url: str, gateway: GridSession) -> None:
         document = gateway.json("GET", f"{url}/openapi.json")
