@@ -106,3 +106,7 @@ def _as_text(reports: dict[str, Report]) -> str:
 def _fail(reason: str) -> NoReturn:
     click.echo(f"dgis-storage: {reason}", err=True)
     sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

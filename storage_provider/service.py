@@ -53,6 +53,13 @@ class StorageService:
             parse_key(key)
         return area
 
+    def admit_upload(self, area_name: str, peer: Peer, ident: str, permit: Permit | None) -> Area:
+        """Return the area when the peer may (still) write the object that its upload is for."""
+        area = self._areas.get(area_name)
+        if area is None:
+            raise Denied("there is no such area for you")
+        return self.admit(area_name, peer, "write", area.uploads.status(ident, str(peer.dn)).spec.key, permit)
+
     def put_whole(self, area: Area, key: str, size: int, blocks: Sequence[bytes]) -> tuple[Stored, bool]:
         """Store an object whose bytes are all here."""
         incoming = area.store.begin(key, size)

@@ -147,16 +147,16 @@ def _add_upload_routes(app: FastAPI, door: Door) -> None:
 
     @app.get(UPLOADS + "/{upload}", summary="What ranges of an upload are still missing")
     async def status(request: Request, peer: AreaPeer, upload: str) -> UploadReply:
-        area = door.admit(request, peer, "write")
+        area = door.admit_upload(request, peer)
         return upload_reply(upload, area.uploads.status(upload, str(peer.dn)))
 
     @app.post(UPLOADS + "/{upload}/commit", summary="Verify an upload and make it the object")
     async def commit(request: Request, peer: AreaPeer, upload: str) -> StoredReply:
-        area = door.admit(request, peer, "write")
+        area = door.admit_upload(request, peer)
         return stored_reply(await disk.run(lambda: service.commit_upload(area, upload, str(peer.dn))))
 
     @app.delete(UPLOADS + "/{upload}", status_code=204, summary="Give an upload up")
     async def abort(request: Request, peer: AreaPeer, upload: str) -> Response:
-        area = door.admit(request, peer, "write")
+        area = door.admit_upload(request, peer)
         await disk.run(lambda: area.uploads.abort(upload, str(peer.dn)))
         return Response(status_code=204)

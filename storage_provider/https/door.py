@@ -57,9 +57,13 @@ class Door:
 
     def admit(self, request: Request, peer: Peer, verb: Verb, key: str = "") -> Area:
         """Return the area the request is about when the peer may do this there; raises Denied or Refused."""
-        if b"%" in request.scope["raw_path"]:
-            raise Refused("keys and area names need no percent encoding")
-        return self.service.admit(request.path_params["area"], peer, verb, key, self._permit(request))
+        return self.service.admit(_area_name(request), peer, verb, key, self._permit(request))
+
+    def admit_upload(self, request: Request, peer: Peer) -> Area:
+        """Return the area of the peer's own upload that the request is about."""
+        return self.service.admit_upload(
+            _area_name(request), peer, request.path_params["upload"], self._permit(request)
+        )
 
     def _permit(self, request: Request) -> Permit | None:
         token = request.headers.get(PERMIT_HEADER)
@@ -121,7 +125,7 @@ class Door:
 
     async def patch_upload(self, request: Request, peer: Peer) -> Response:
         """Answer PATCH of an upload: one range; what came of it stays even when the request is cut."""
-        area = self.admit(request, peer, "write")
+        area = self.admit_upload(request, peer)
         ident: str = request.path_params["upload"]
         owner = str(peer.dn)
         start, stop, size = parse_content_range(request.headers.get("content-range"))
@@ -177,6 +181,13 @@ def _open(store: Store, key: str, wanted: str | None) -> _Slice:
     if len(data) != stop - start:
         raise StorageError("the object became shorter while it was read", key=key)
     return _Slice(size, start, stop, -1, data)
+
+
+def _area_name(request: Request) -> str:
+    if b"%" in request.scope["raw_path"]:
+        raise Refused("keys and area names need no percent encoding")
+    name: str = request.path_params["area"]
+    return name
 
 
 def _length(request: Request) -> int:

@@ -56,6 +56,10 @@ def from_answer(answer: Answered, *, door: str, key: str) -> StorageError:
     """Translate a no: by problem type when it is ours, else by status."""
     slug = answer.problem_type.rsplit(":", 1)[-1]
     detail = answer.detail or answer.title
+    if slug == "certificate-refused":
+        refused = Denied(detail, door=door, key=key)
+        refused.permanent = False  # a renewed certificate or a fresh CRL changes it, as for a refused handshake
+        return refused
     if slug in _BY_SLUG:
         return error_named(slug, detail, door=door, key=key)
     kind = _BY_STATUS.get(answer.http_status, Refused if answer.permanent else Faulty)

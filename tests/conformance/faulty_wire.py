@@ -1,7 +1,8 @@
-"""A TCP relay that misbehaves on demand: silent, slow, cut after some bytes, refusing. It never looks into the bytes."""
+"""A TCP relay that misbehaves on demand: silent, slow, cut after some bytes, refusing. It looks at no byte."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -45,10 +46,8 @@ class FaultyWire:
 
     def refuse(self) -> None:
         """Stop listening: connecting is refused from now on."""
-        try:
+        with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not end a waiting accept
-        except OSError:
-            pass
         self._listener.close()
         self.drop_all()
 
@@ -116,9 +115,7 @@ class FaultyWire:
 
 
 def _reset(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     connection.close()

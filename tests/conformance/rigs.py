@@ -165,7 +165,9 @@ class HttpsRig:
         self.site = site
         self.gateway = site.gateway()
         self.far = HttpsProvider(site.storage("se1"), "se1", tmp_path / "se1")
-        self.peer = HttpsProvider(site.storage("se2"), "se2", tmp_path / "se2", rules={"gateway": FULL_RULES["gateway"]})
+        self.peer = HttpsProvider(
+            site.storage("se2"), "se2", tmp_path / "se2", rules={"gateway": FULL_RULES["gateway"]}
+        )
         self.far.start()
         self.wire = FaultyWire(self.far.address)
         self.session = GridSession(self.gateway, connect_timeout=TIMEOUT)
@@ -236,9 +238,7 @@ class HttpsRig:
         who = holder or self.far.identity
         by = signer or self.site.catalog()
         moment = now or datetime.now(UTC)
-        permit = Permit(
-            Credential(who.cert, who.key).dn(), se, keys, verbs, moment + timedelta(seconds=seconds)
-        )
+        permit = Permit(Credential(who.cert, who.key).dn(), se, keys, verbs, moment + timedelta(seconds=seconds))
         return sign(permit, Credential(by.cert, by.key), now=moment)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -37,9 +37,14 @@ SIZES = {"empty": b"", "one": b"x", "small": SMALL, "single-put": BIG[: 2 * CHUN
 
 
 @pytest.fixture(params=sorted(RIGS))
-def rig(request: pytest.FixtureRequest, fresh_site: SiteHome, tmp_path: Path) -> Iterator[Rig]:
-    make = cast("AbstractContextManager[Rig]", RIGS[request.param](fresh_site, tmp_path))
-    with make as ready:
+def rig(request: pytest.FixtureRequest, site: SiteHome, tmp_path: Path) -> Iterator[Rig]:
+    with cast("AbstractContextManager[Rig]", RIGS[request.param](site, tmp_path)) as ready:
+        yield ready
+
+
+@pytest.fixture(params=sorted(RIGS))
+def revocable(request: pytest.FixtureRequest, fresh_site: SiteHome, tmp_path: Path) -> Iterator[Rig]:
+    with cast("AbstractContextManager[Rig]", RIGS[request.param](fresh_site, tmp_path)) as ready:
         yield ready
 
 
@@ -74,6 +79,8 @@ def test_round_trip(rig: Rig, tmp_path: Path, data: bytes) -> None:
     assert rig.channel.checksum(spec.key) == spec.sha256
     assert read(rig, spec.key) == data
     assert [(stat.key, stat.size) for stat in rig.channel.list()] == [(spec.key, len(data))]
+    with pytest.raises(Refused):
+        read(rig, spec.key, offset=len(data), length=1)
     assert rig.leftovers() == []
     rig.channel.delete(spec.key)
     invisible(rig, spec.key)
@@ -86,20 +93,12 @@ def test_the_object_is_a_part_of_the_file(rig: Rig, tmp_path: Path) -> None:
         assert read(rig, spec.key) == data
 
 
-@pytest.mark.parametrize(
-    ("offset", "length"),
-    [(0, 1), (0, None), (5, 100), (len(BIG) - 1, 1), (len(BIG) - 3, None), (CHUNK_BYTES - 1, CHUNK_BYTES + 2)],
-)
-def test_ranges(rig: Rig, tmp_path: Path, offset: int, length: int | None) -> None:
-    spec = put(rig, tmp_path, BIG)
-    stop = len(BIG) if length is None else offset + length
-    assert read(rig, spec.key, offset=offset, length=length) == BIG[offset:stop]
-
-
-def test_a_range_outside_is_refused(rig: Rig, tmp_path: Path) -> None:
-    spec = put(rig, tmp_path, SMALL)
-    with pytest.raises(Refused):
-        read(rig, spec.key, offset=len(SMALL), length=1)
+def test_ranges(rig: Rig, tmp_path: Path) -> None:
+    spec, end = put(rig, tmp_path, BIG), len(BIG)
+    wanted = [(0, 1), (0, None), (5, 100), (end - 1, 1), (end - 3, None), (CHUNK_BYTES - 1, CHUNK_BYTES + 2)]
+    for offset, length in wanted:
+        stop = end if length is None else offset + length
+        assert read(rig, spec.key, offset=offset, length=length) == BIG[offset:stop]
 
 
 def test_put_again_is_harmless(rig: Rig, tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_list_by_prefix_in_order(rig: Rig, tmp_path: Path) -> None:
     assert [stat.key for stat in rig.channel.list()] == keys
     prefix = keys[3][:4]
     assert [stat.key for stat in rig.channel.list(prefix)] == [key for key in keys if key.startswith(prefix)]
-    assert list(rig.channel.list(keys[0][:-1] + "g" if False else keys[0])) == [rig.channel.stat(keys[0])]
+    assert list(rig.channel.list(keys[0])) == [rig.channel.stat(keys[0])]
 
 
 def test_what_is_not_there(rig: Rig) -> None:
@@ -127,12 +126,12 @@ def test_what_is_not_there(rig: Rig) -> None:
         rig.channel.delete(key)
 
 
-@pytest.mark.parametrize("key", ["", "../../etc/passwd", "/v1", "v1/ab/cd/x", "v1/../../v1", "V1" + "a" * 71])
-def test_other_keys_are_refused(rig: Rig, key: str) -> None:
+def test_other_keys_are_refused(rig: Rig) -> None:
     calls = [rig.channel.stat, rig.channel.checksum, rig.channel.delete, lambda bad: read(rig, bad)]
-    for call in calls:
-        with pytest.raises((Refused, NotFound)):
-            call(key)
+    for key in ("", "../../etc/passwd", "/v1", "v1/ab/cd/x", "v1/../../v1", "V1" + "a" * 71):
+        for call in calls:
+            with pytest.raises((Refused, NotFound)):
+                call(key)
 
 
 def test_space_follows(rig: Rig, tmp_path: Path) -> None:
@@ -255,16 +254,14 @@ def test_a_get_that_is_cut(rig: Rig, tmp_path: Path, after: int) -> None:
 
 
 @pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
-@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.98])
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.98])
 def test_a_put_that_is_cut_keeps_nothing_visible_and_goes_on(
     rig: Rig, tmp_path: Path, data: bytes, part: float
 ) -> None:
     spec, path = spec_of(data), write(tmp_path, data)
     rig.cut_put(int(len(data) * part))
-    try:
+    with suppress(Unreachable):
         rig.channel.put(spec, path)
-    except Unreachable:
-        pass
     rig.heal()
     present = [stat.key for stat in rig.channel.list()]
     if present:
@@ -288,7 +285,7 @@ def test_refused(rig: Rig, tmp_path: Path) -> None:
 def test_silent_far_sides_are_left_in_time(rig: Rig, tmp_path: Path) -> None:
     spec = put(rig, tmp_path, SMALL)
     rig.silence()
-    for call in _calls(rig, tmp_path, spec)[:4]:
+    for call in _calls(rig, tmp_path, spec)[:3]:
         began = time.monotonic()
         with pytest.raises(Unreachable):
             call()
@@ -308,7 +305,8 @@ def test_slow_far_sides_show_their_progress(rig: Rig, tmp_path: Path) -> None:
     rig.heal()
 
 
-def test_revoked_in_mid_session(rig: Rig, tmp_path: Path) -> None:
+def test_revoked_in_mid_session(revocable: Rig, tmp_path: Path) -> None:
+    rig = revocable
     spec = put(rig, tmp_path, SMALL)
     assert read(rig, spec.key) == SMALL
     rig.revoke()
@@ -328,10 +326,8 @@ def test_restarted(rig: Rig, tmp_path: Path) -> None:
 def test_restarted_in_the_middle_of_a_put(rig: Rig, tmp_path: Path) -> None:
     spec, path = spec_of(BIG), write(tmp_path, BIG)
     rig.cut_put(len(BIG) * 4 // 5)
-    try:
+    with suppress(Unreachable):
         rig.channel.put(spec, path)
-    except Unreachable:
-        pass
     rig.restart()
     rig.heal()
     rig.channel.put(spec, path)

@@ -1,0 +1,111 @@
+"""One door's requests over the grid session: headers, timeouts, errors in our words. Imports no server library."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import requests
+from pydantic import BaseModel, ValidationError
+
+from certs.errors import Answered, Unanswered
+from certs.https.session import GridSession, Params
+from storage_provider.errors import Faulty, Unreachable
+from storage_provider.https.problems import from_answer, from_silence
+from storage_provider.wire import PERMIT_HEADER
+
+# A far side re-reads what it has at this speed at least (bytes/s), on top of the plain timeout.
+VERIFY_SPEED = 50e6
+STALE_SECONDS = 1.0
+
+T = TypeVar("T")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds without a byte after which a door counts as unreachable: for answers, and where a disk must sync."""
+
+    answer: float = 10.0
+    write: float = 30.0
+
+    def verifying(self, size: int) -> float:
+        """Return how long the far side may take to re-read `size` bytes."""
+        return self.write + size / VERIFY_SPEED
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request; `key` is for the error's sake only."""
+
+    method: str
+    url: str
+    key: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    data: bytes | Iterable[bytes] | None = None
+    params: Params | None = None
+    acting_for: str | None = None
+    patience: float | None = None
+
+
+class Asker:
+    """Sends requests to one door; thread-safe. The permit, if any, goes with every request."""
+
+    def __init__(self, session: GridSession, door: str, *, permit: str | None, timeouts: Timeouts) -> None:
+        self.door = door
+        self.timeouts = timeouts
+        self._session = session
+        self._permit = {PERMIT_HEADER: permit} if permit else {}
+
+    @contextmanager
+    def stream(self, ask: Ask) -> Iterator[requests.Response]:
+        """Hand out the response before its body is read; raises StorageErrors, also inside the block."""
+        try:
+            with self._session.stream(
+                ask.method,
+                ask.url,
+                headers={**self._permit, **ask.headers},
+                data=ask.data,
+                params=ask.params,
+                acting_for=ask.acting_for,
+                read_timeout=ask.patience or self.timeouts.answer,
+            ) as response:
+                yield response
+        except Unanswered as error:
+            raise from_silence(error, door=self.door, key=ask.key) from error
+        except Answered as error:
+            raise from_answer(error, door=self.door, key=ask.key) from error
+
+    def whole(self, ask: Ask) -> bytes:
+        """Return the body of a small answer."""
+        with self.stream(ask) as response:
+            body: bytes = response.raw.read()
+            return body
+
+    def model(self, kind: type[ModelT], ask: Ask, *, body: BaseModel | None = None) -> ModelT:
+        """Send JSON, if any, and parse the JSON answer; asks again once when a kept connection was gone."""
+        if body is not None:
+            headers = {**ask.headers, "content-type": "application/json"}
+            data = body.model_dump_json().encode()
+            ask = Ask(ask.method, ask.url, ask.key, headers, data, ask.params, ask.acting_for, ask.patience)
+        return self.parsed(kind, self.again(lambda: self.whole(ask)), ask.key)
+
+    def parsed(self, kind: type[ModelT], raw: bytes, key: str) -> ModelT:
+        """Parse an answer; one that is not what the protocol says is Faulty."""
+        try:
+            return kind.model_validate_json(raw)
+        except ValidationError as error:
+            raise Faulty("the answer is not what the protocol says", door=self.door, key=key) from error
+
+    def again(self, call: Callable[[], T]) -> T:
+        """Call once more when a kept connection turned out to be gone at once (every call here is idempotent)."""
+        began = time.monotonic()
+        try:
+            return call()
+        except Unreachable:
+            if time.monotonic() - began > STALE_SECONDS:
+                raise
+            return call()
