@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from storage_provider.channel import ObjectSpec, Stored
-from storage_provider.errors import Cancelled, StorageError
+from storage_provider.errors import StorageError
 from storage_provider.https.streams import Threads
 from storage_provider.service import Area, StorageService, stored_reply
 from storage_provider.wire import PullEvent, PullRequest
@@ -62,9 +62,10 @@ class Pull:
 
 
 def _line(event: PullEvent) -> bytes:
-    return event.model_dump_json(exclude_defaults=True).encode() + b"\n"
+    return event.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
 def _forget(work: asyncio.Future[Stored]) -> None:
-    if not work.cancelled() and work.exception() is not None and not isinstance(work.exception(), Cancelled):
+    """Take the outcome of a pull that nobody waits for any more, so that asyncio does not complain of it."""
+    if not work.cancelled():
         work.exception()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from storage_provider.errors import Denied, NoSpace, NotFound, Refused
 from storage_provider.keys import object_key
 from storage_provider.node import build
 from storage_provider.wire import PART_BYTES
+from tests.conformance.faulty_wire import FaultyWire, Mood
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import FULL_RULES, HttpsProvider, HttpsRig, write
 from tests.helpers.pki import SiteHome
@@ -351,6 +353,23 @@ def test_pull_with_wrong_size_or_full_keeps_nothing(rig: HttpsRig) -> None:
 def test_pull_falls_over_between_sources(rig: HttpsRig) -> None:
     spec, door, permit = rig.source(BIG)
     assert rig.channel.pull(spec, ["https://127.0.0.1:1/areas/main", door], permit).size == len(BIG)
+
+
+def test_an_asker_that_leaves_stops_the_pull(rig: HttpsRig) -> None:
+    spec, door, permit = rig.source(BIG)
+    wire = FaultyWire(rig.peer.address)
+    wire.set(Mood(bytes_per_second=300_000))
+    slow = door.replace(str(rig.peer.address[1]), str(wire.port))
+    body = {"key": spec.key, "size": spec.size, "chunks": spec.chunks, "sources": [slow], "permit": permit}
+    request = {"headers": {"content-type": "application/json"}, "data": json.dumps(body).encode()}
+    with rig.session.stream("POST", f"{rig.far.door}/pulls", **request) as response:  # type: ignore[arg-type]
+        assert b"received" in next(response.iter_lines(chunk_size=1))
+        assert rig.leftovers()
+    until = time.monotonic() + 3
+    while rig.leftovers() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert rig.leftovers() == [] and rig.far.objects() == []
+    wire.close()
 
 
 # -- around it --------------------------------------------------------------------------------------------------
