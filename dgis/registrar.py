@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from catalog.errors import CatalogError, CatalogRefused
-from catalog.wire import MAX_BATCH, InstanceRecord, RawHeader, RegisterBatch, RegisterResult
+from catalog.wire import InstanceRecord, RawHeader, RegisterBatch, RegisterResult, StorageElement
 from certs.log import get_log
 from dgis.backoff import Backoff
 from dgis.board import ErrorList
-from dgis.errors import DamagedEntry
+from dgis.intake import Intake
 from dgis.metrics import Metrics
-from dgis.record import SpoolRecord, read_record
+from dgis.record import SpoolRecord
 from dgis.spool import Spool, SpoolEntry
 from storage_provider.keys import object_key
 
 log = get_log()
 
-_BATCH_BYTES = 4 * 1024 * 1024
 _REFUSALS_IN_A_ROW = 24
 
 
@@ -31,6 +29,9 @@ class RegisterCatalog(Protocol):
 
     def register(self, batch: RegisterBatch, *, acting_for: str | None = None) -> Sequence[RegisterResult]:
         """Register a batch, one result per record in its order; idempotent. Raises CatalogError."""
+
+    def storage_elements(self) -> Sequence[StorageElement]:
+        """Return all storage elements: a question that shows whether the catalog answers at all."""
 
 
 OnRegistered = Callable[[SpoolRecord, tuple[str, ...]], None]
@@ -63,50 +64,56 @@ class Registrar:
         """`node` is this DGIS's name: the location of the `spooled` copies."""
         self._spool, self._catalog, self._node = spool, catalog, node
         self._metrics, self._errors, self._on_registered = metrics, errors, on_registered
-        self._names: deque[str] = deque()
-        self._left: Iterator[Path] = iter(())
+        self._intake = Intake(spool, errors)
         self.backoff = Backoff()
         self.last_error: str | None = None
 
-    @property
-    def waiting(self) -> int:
-        """How many inbox entries are known to wait."""
-        return len(self._names)
-
     def adopt(self, paths: Iterable[Path]) -> None:
         """Register these objects of registered/ again, behind the inbox: only the catalog knows how far they got."""
-        self._left = iter(paths)
+        self._intake.adopt(paths)
 
     def turn(self) -> int:
-        """Register one batch; returns how many entries were dealt with. Raises OSError when the spool fails."""
+        """Register one batch; returns how many entries were dealt with, 0 when backing off. Never raises."""
         if not self.backoff.due:
             return 0
-        if not self._names:
-            self._names.extend(self._spool.inbox_names())
-        entries = list(self._next_batch(self._inbox_entries())) or list(self._next_batch(self._left_entries()))
-        if not entries:
-            return 0
+        entries: list[SpoolEntry] = []
         try:
+            entries = self._intake.next_batch()
             for group in _groups(entries):
                 self._register(group)
-        except BaseException:
-            # What was taken off the list is still in the inbox: list it anew.
-            self._names.clear()
-            raise
+        except Exception as error:  # noqa: BLE001 - the edge of the worker loop: whatever it was, the entries stay
+            self._failed(entries, error)
+            return 0
         return len(entries)
 
-    def note_failure(self, error: Exception) -> None:
-        """Back off after a failed turn and tell the board."""
+    def _failed(self, entries: list[SpoolEntry], error: Exception) -> None:
         self.backoff.failed()
         self.last_error = f"{type(error).__name__}: {error}"[:300]
         self._errors.add("register", self.last_error)
+        log.error("registering failed", error=type(error).__name__, reason=str(error)[:200])
+        self._intake.failed(entries, outage=self._outage())
+
+    def _outage(self) -> bool:
+        try:
+            self._catalog.storage_elements()
+        except CatalogError:
+            return True
+        return False
 
     def _register(self, entries: list[SpoolEntry]) -> None:
         answered = self._ask(entries)
         self.backoff.worked()
         self.last_error = None
+        self._intake.worked(entries)
         for one in answered:
-            self._settle(one.entry, one.result)
+            try:
+                self._settle(one.entry, one.result)
+            except OSError as error:
+                # Registered, but it cannot be moved: it stays where it is and is registered again, which is harmless.
+                self._intake.set_trouble(one.entry.name)
+                self._intake.keep(one.entry)
+                self._errors.add("spool", f"an entry cannot be moved: {error.strerror or error}")
+                log.error("spool entry cannot be moved", object=one.entry.record.sha256, reason=error.strerror)
 
     def _ask(self, entries: list[SpoolEntry]) -> list[_Answered]:
         """Register a group; if the service refuses it as a whole, halve it until the culprits stand alone."""
@@ -162,40 +169,6 @@ class Registrar:
         self._spool.reject(entry, reason)
         self._errors.add("register", f"an object was rejected and is kept in rejected/: {reason}")
         log.error("rejected", object=entry.record.sha256)
-
-    def _inbox_entries(self) -> Iterator[SpoolEntry]:
-        while self._names:
-            name = self._names.popleft()
-            try:
-                entry = self._spool.read(name)
-            except DamagedEntry as error:
-                self._set_aside(self._spool.root / "inbox" / name, error)
-                continue
-            if entry is not None:
-                yield entry
-
-    def _left_entries(self) -> Iterator[SpoolEntry]:
-        for path in self._left:
-            try:
-                yield SpoolEntry(path.name, path, read_record(path))
-            except DamagedEntry as error:
-                self._set_aside(path, error)
-            except FileNotFoundError:
-                continue
-
-    def _set_aside(self, path: Path, error: DamagedEntry) -> None:
-        self._spool.set_aside(path)
-        self._errors.add("spool", f"a spool file cannot be read and was moved to damaged/: {error}")
-        log.error("damaged spool file", reason=str(error))
-
-    @staticmethod
-    def _next_batch(entries: Iterator[SpoolEntry]) -> Iterator[SpoolEntry]:
-        size = 0
-        for count, entry in enumerate(entries, 1):
-            yield entry
-            size += len(entry.record.header_zstd) + 80 * len(entry.record.chunks) + 1024
-            if count >= MAX_BATCH or size >= _BATCH_BYTES:
-                return
 
 
 def to_instance(record: SpoolRecord, *, node: str) -> InstanceRecord:

@@ -16,14 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from catalog.errors import CatalogError
 from catalog.wire import MAX_BATCH, RegisterBatch, RegisterResult, ReplicaChange, StorageElement
-from certs.log import get_log
 from dgis.board import Board, ErrorList
 from dgis.copier import JOBS_KEPT, Copier, CopyPlan
 from dgis.disk import Lock
 from dgis.elements import Elements
-from dgis.errors import SpoolError
 from dgis.housekeeping import Housekeeper
 from dgis.ingest import WAKE_PIPE
 from dgis.metrics import Metrics
@@ -33,8 +30,6 @@ from dgis.reports import Reports
 from dgis.spool import Spool
 from storage_provider.channel import ObjectSpec, Space, Stored
 from storage_provider.transfer.route import Doors
-
-log = get_log()
 
 TURN_SECONDS = 0.2
 _RESCAN_SECONDS = 30.0
@@ -149,14 +144,9 @@ class Worker:
     def _turn(self) -> int:
         try:
             self._rescan_if_due()
-            return self._registrar.turn()
-        except (CatalogError, OSError, SpoolError) as error:
-            log.error("registering failed", error=type(error).__name__, reason=str(error)[:200])
-            self._registrar.note_failure(error)
-        except Exception as error:  # noqa: BLE001 - the edge of the worker loop
-            log.error("the worker's turn failed", error=type(error).__name__)
-            self._registrar.note_failure(error)
-        return 0
+        except OSError as error:
+            self._errors.add("spool", f"registered/ cannot be read: {error.strerror}")
+        return self._registrar.turn()
 
     def _rescan_if_due(self) -> None:
         """Look through registered/ again for what did not fit into memory or must be registered anew."""

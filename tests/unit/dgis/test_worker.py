@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from catalog.errors import CatalogUnavailable
+from catalog.wire import RegisterBatch, RegisterResult
+from dgis.backoff import Backoff
 from dgis.board import Board, read_board
 from dgis.copier import CopyPlan
 from dgis.errors import SpoolLocked
@@ -356,3 +359,53 @@ def test_a_disk_that_refuses_is_loud_and_loses_nothing(grid: Grid, monkeypatch: 
         assert entry.path.exists()
         monkeypatch.undo()
         until(lambda: empty(grid), seconds=10)
+
+
+def test_left_over_objects_survive_a_start_without_catalog(grid: Grid) -> None:
+    for n in range(1, 6):
+        grid.spool.mark_registered(store(grid.spool, f"1.2.{n}", data=data_set(f"1.2.{n}")))
+    grid.catalog.down = True
+    with grid.working():
+        until(lambda: read_board(grid.root) is not None and not grid.board().catalog_reachable)
+        grid.catalog.down = False
+        until(lambda: empty(grid), seconds=10)
+    assert len(grid.catalog.instances) == 5
+
+
+@pytest.mark.parametrize("where", ["inbox", "registered"])
+def test_an_object_that_makes_the_catalog_fail_does_not_stop_the_others(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr("dgis.registrar.Backoff", lambda: Backoff(first=0.01, longest=0.02))
+    real = grid.catalog.register
+
+    def fails_at_one(batch: RegisterBatch, *, acting_for: str | None = None) -> list[RegisterResult]:
+        if any(record.instance_uid == "1.2.1" for record in batch.instances):
+            raise CatalogUnavailable("500")
+        return real(batch, acting_for=acting_for)
+
+    monkeypatch.setattr(grid.catalog, "register", fails_at_one)
+    for n in range(1, 21):
+        entry = store(grid.spool, f"1.2.{n}", data=data_set(f"1.2.{n}"))
+        if where == "registered":
+            grid.spool.mark_registered(entry)
+    with grid.working():
+        until(lambda: grid.spool.backlog().count == 1, seconds=10)
+        until(lambda: any("others go on" in error.text for error in grid.board().errors))
+    assert len(grid.catalog.instances) == 19
+
+
+def test_a_file_that_cannot_be_read_now_does_not_stop_the_others(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [store(grid.spool, f"1.2.{n}", data=data_set(f"1.2.{n}")) for n in range(1, 6)]
+    real = os.open
+
+    def refuses(path: str | Path, *arguments: int, **options: int) -> int:
+        if str(path) == str(entries[2].path):
+            raise OSError(5, "Input/output error")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuses)
+    with grid.working():
+        until(lambda: grid.spool.backlog().count == 1)
+        until(lambda: any("cannot be read now" in error.text for error in grid.board().errors))
+    assert len(grid.catalog.instances) == 4
