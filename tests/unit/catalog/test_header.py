@@ -60,8 +60,8 @@ def agrees_with_pydicom(path: Path) -> list[str]:
                 continue
             text = "\\".join(map(str, value)) if isinstance(value, pydicom.multival.MultiValue) else str(value)
             ours = levels[key.level][key.column]
-            same = str(ours) == text.strip(" ") or (key.kind == "number" and ours is not None and int(str(ours)) == value)
-            wrong += [] if same else [key.keyword]
+            if str(ours) != text.strip(" ") and (key.kind != "number" or ours is None or int(str(ours)) != value):
+                wrong.append(key.keyword)
     return wrong
 
 

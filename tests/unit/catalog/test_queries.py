@@ -207,7 +207,7 @@ def test_availability_follows_what_the_caller_can_reach(service: CatalogService,
     assert offline("STUDY", "StudyInstanceUID", "se1") == ["2", "3", "4"]
 
 
-def _instances(*uids: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _instances(*uids: str):  # type: ignore[no-untyped-def]
     from catalog.wire import LocateRequest
 
     return LocateRequest(instances=uids)

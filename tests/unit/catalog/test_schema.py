@@ -49,7 +49,7 @@ def test_an_empty_database_is_told_from_an_old_one(new_url: Callable[..., str]) 
 def everything(store: Store) -> list[Any]:
     keys = {"PATIENT": ("PatientName", "PatientID", "PatientSex"), "STUDY": ("StudyDescription", "StudyDate"),
             "SERIES": ("SeriesInstanceUID", "Modality"), "IMAGE": ("SOPInstanceUID", "InstanceNumber", "Rows")}
-    found = [sorted((str(row) for row in store.query(Query.model_validate({"level": level, "keys": wanted}))))
+    found = [sorted(str(row) for row in store.query(Query.model_validate({"level": level, "keys": wanted})))
              for level, wanted in keys.items()]
     return [*found, studies_of(store, "MULLER*")]
 
@@ -109,9 +109,9 @@ def test_reindex_files_anew_what_belongs_elsewhere(filled: CatalogService, store
         connection.execute(text("UPDATE study_modalities SET modality = 'XX', n_instances = 1 WHERE study_fk = "
                                 "(SELECT id FROM studies WHERE study_uid = '2')"))
     list(store.reindex(page=4))
-    rows = [row for row in store.query(Query(level="SERIES", keys=("SeriesInstanceUID", "NumberOfSeriesRelatedInstances"),
-                                             matches=(Match(keyword="StudyInstanceUID", op="eq", values=("1",)),)))
-            if not isinstance(row, End)]
+    query = Query(level="SERIES", keys=("SeriesInstanceUID", "NumberOfSeriesRelatedInstances"),
+                  matches=(Match(keyword="StudyInstanceUID", op="eq", values=("1",)),))
+    rows = [row for row in store.query(query) if not isinstance(row, End)]
     assert sorted((row["SeriesInstanceUID"], row["NumberOfSeriesRelatedInstances"]) for row in rows) == [
         ("1.0", 3), ("1.1", 2)]
     assert store.instance_count() == 21
@@ -132,7 +132,8 @@ def large(database: Database) -> Database:
             {"patient_fk": n, "place": 0, "name": f"Name{n:06d}^X", "name_key": f"name{n:06d}^x"}
             for n in range(1, 3001)])
         connection.execute(insert(tables.studies), [
-            {"id": n, "patient_fk": n, "study_uid": f"1.2.{n}", "study_date": f"{1990 + n % 30}{1 + n % 12:02d}{1 + n % 28:02d}",
+            {"id": n, "patient_fk": n, "study_uid": f"1.2.{n}",
+             "study_date": f"{1990 + n % 30}{1 + n % 12:02d}{1 + n % 28:02d}",
              "accession_number": f"A{n:06d}", "modalities": "CT", "sop_classes": "1", "n_series": 1, "n_instances": 2}
             for n in range(1, 3001)])
         connection.execute(insert(tables.series), [
