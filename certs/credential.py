@@ -16,6 +16,11 @@ from certs.errors import CredentialError
 
 # id-pe-proxyCertInfo, RFC 3820 section 3
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
+# Policy languages that hand on all rights: id-ppl-inheritAll, and Globus' "limited" (all but starting jobs)
+_FULL_POLICIES = (
+    bytes.fromhex("06082b06010505071501"),
+    bytes.fromhex("060a2b060104019b50010109"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,10 @@ class Credential:
         if mode & 0o077:
             raise CredentialError(f"{self.key}: others may read this private key (mode {mode:04o}); run: chmod 600")
         try:
-            return serialization.load_pem_private_key(_read(self.key), password=None)
+            # Our own file, whose pair ``check`` compares: proving RSA primes again would cost 0.1 s each time
+            return serialization.load_pem_private_key(
+                _read(self.key), password=None, unsafe_skip_rsa_key_validation=True
+            )
         except (ValueError, TypeError) as error:
             raise CredentialError(f"{self.key}: not an unencrypted PEM private key") from error
 
@@ -72,6 +80,26 @@ class Credential:
 def is_proxy(cert: x509.Certificate) -> bool:
     """Say whether a certificate is an RFC 3820 proxy."""
     return any(extension.oid == PROXY_CERT_INFO for extension in cert.extensions)
+
+
+def hands_on_all_rights(proxy: x509.Certificate) -> bool:
+    """Say whether a proxy passes its issuer's rights on unrestricted.
+
+    Others must be refused by whoever does not know their policy language (RFC 3820 section 3.8).
+    """
+    found = next(each.value for each in proxy.extensions if each.oid == PROXY_CERT_INFO)
+    der = found.public_bytes()
+    # ProxyCertInfo ::= SEQUENCE { pCPathLenConstraint INTEGER OPTIONAL, SEQUENCE { policyLanguage OID, ... } }
+    body = _content(der, 0x30)
+    if body[:1] == b"\x02":
+        body = body[2 + body[1] :]
+    return _content(body, 0x30) in _FULL_POLICIES
+
+
+def _content(der: bytes, tag: int) -> bytes:
+    """Return the content of a short DER element that must be the whole of ``der``, or b""."""
+    whole = len(der) >= 2 and der[0] == tag and der[1] < 0x80 and len(der) == 2 + der[1]
+    return der[2:] if whole else b""
 
 
 def end_entity(chain: tuple[x509.Certificate, ...]) -> x509.Certificate:

@@ -18,11 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto
 
-from certs.credential import end_entity
+from certs.credential import end_entity, hands_on_all_rights
 from certs.dn import DN
 from certs.errors import CredentialError, TrustError
 from certs.files import Signature, signature_of
 from certs.log import get_log
+from certs.trustdir import may_sign, read_signing_policy
 
 _CA_FILE = re.compile(r"^[0-9a-f]{8}\.\d+$")
 _CRL_FILE = re.compile(r"^[0-9a-f]{8}\.r\d+$")
@@ -59,28 +60,37 @@ def explain(code: int, message: str, subject: str) -> str:
 class VerifiedChain:
     """A chain that was verified, leaf first up to its trust anchor, with the identity in it.
 
-    ``dn``, ``fingerprint`` and ``serial`` are those of the end-entity certificate; ``proxied`` says that proxies of it
-    come first. ``links`` are the (issuer name in DER, serial) pairs to look up among the revoked.
+    ``dn``, ``fingerprint`` and ``serial`` are those of the end-entity certificate, ``proxies`` is how many proxies of
+    it come first. ``links`` are the (issuer name in DER, serial) pairs to look up among the revoked.
     """
 
     certs: tuple[x509.Certificate, ...]
     dn: DN
     fingerprint: str
     serial: int
-    proxied: bool
+    proxies: int
     links: tuple[tuple[bytes, int], ...]
     not_after: datetime
+
+    @property
+    def proxied(self) -> bool:
+        """Whether the connection was made with a proxy of the end entity."""
+        return self.proxies > 0
 
     @classmethod
     def of(cls, certs: tuple[x509.Certificate, ...]) -> VerifiedChain:
         """Take over the certificates of a chain that OpenSSL has verified."""
         entity = end_entity(certs)
+        if not all(hands_on_all_rights(cert) for cert in certs[: certs.index(entity)]):
+            raise CredentialError(
+                "the proxy restricts its rights in a way that is not understood here; make a full one"
+            )
         return cls(
             certs=certs,
             dn=DN.from_name(entity.subject),
             fingerprint=hashlib.sha256(entity.public_bytes(Encoding.DER)).hexdigest(),
             serial=entity.serial_number,
-            proxied=entity is not certs[0],
+            proxies=certs.index(entity),
             links=tuple((cert.issuer.public_bytes(), cert.serial_number) for cert in certs),
             not_after=min(cert.not_valid_after_utc for cert in certs),
         )
@@ -94,6 +104,7 @@ class _Anchors:
     files: tuple[Path, ...]
     revoked: frozenset[tuple[bytes, int]]
     expiry: dict[bytes, datetime]
+    policies: dict[bytes, tuple[str, ...]]
     store: crypto.X509Store
 
 
@@ -141,7 +152,10 @@ class Trust:
         return tuple(found)
 
     def refusal(self, chain: VerifiedChain, *, now: datetime | None = None) -> str | None:
-        """Say why a chain verified earlier is refused by now (revoked, expired, CRL missing or stale), or None."""
+        """Say why a chain that OpenSSL verified is refused by now, or None.
+
+        Revoked, expired, CRL missing or stale, or a name outside its CA's signing policy.
+        """
         moment = now or datetime.now(UTC)
         current = self._now
         subject = str(chain.dn)
@@ -149,13 +163,12 @@ class Trust:
             return explain(23, "", subject)
         if chain.not_after < moment:
             return explain(10, "", subject)
-        proxies = {cert.subject.public_bytes() for cert in chain.certs if not _is_ca(cert)}
-        for issuer, _serial in chain.links:
-            if issuer in proxies:
-                continue
-            expiry = current.expiry.get(issuer)
+        for cert in chain.certs[chain.proxies :]:
+            expiry = current.expiry.get(cert.issuer.public_bytes())
             if expiry is None or expiry <= moment:
                 return explain(3 if expiry is None else 12, "", subject)
+            if not _within_policy(current.policies, cert):
+                return f"{subject}: its CA may not sign this name (see signing_policy in the trust directory)"
         return None
 
     def good_until(self, chain: VerifiedChain) -> float:
@@ -174,6 +187,9 @@ class Trust:
         if known is not None and self.refusal(known) is None:
             return known
         chain = _verify(self._now.store, chain_pem)
+        refusal = self.refusal(chain)
+        if refusal is not None:
+            raise TrustError((refusal,))
         if len(self._judged) >= _MOST_JUDGED:
             self._judged = {}
         self._judged[mark] = chain
@@ -226,10 +242,16 @@ def _read(directory: Path) -> _Anchors:
     sound = {path: ca for path, ca in cas.items() if ca is not None}
     if not sound:
         raise TrustError((f"{directory}: no CA certificate (HASH.0) in the trust directory",))
-    return _assemble(sound, _newest_signed(tuple(sound.values()), crls))
+    found = {ca.subject.public_bytes(): read_signing_policy(directory, path, ca) for path, ca in sound.items()}
+    policies = {issuer: patterns for issuer, patterns in found.items() if patterns is not None}
+    return _assemble(sound, _newest_signed(tuple(sound.values()), crls), policies)
 
 
-def _assemble(cas: dict[Path, x509.Certificate], crls: dict[Path, x509.CertificateRevocationList]) -> _Anchors:
+def _assemble(
+    cas: dict[Path, x509.Certificate],
+    crls: dict[Path, x509.CertificateRevocationList],
+    policies: dict[bytes, tuple[str, ...]],
+) -> _Anchors:
     flags = crypto.X509StoreFlags
     store = crypto.X509Store()
     store.set_flags(flags.CRL_CHECK | flags.CRL_CHECK_ALL | flags.ALLOW_PROXY_CERTS)
@@ -242,6 +264,7 @@ def _assemble(cas: dict[Path, x509.Certificate], crls: dict[Path, x509.Certifica
         files=(*cas, *crls),
         revoked=frozenset((crl.issuer.public_bytes(), entry.serial_number) for crl in crls.values() for entry in crl),
         expiry={crl.issuer.public_bytes(): crl.next_update_utc or _NEVER for crl in crls.values()},
+        policies=policies,
         store=store,
     )
 
@@ -265,16 +288,25 @@ def _signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> boo
         return False
 
 
-def _is_ca(cert: x509.Certificate) -> bool:
-    return any(isinstance(each.value, x509.BasicConstraints) and each.value.ca for each in cert.extensions)
+def _within_policy(policies: dict[bytes, tuple[str, ...]], cert: x509.Certificate) -> bool:
+    """Say whether a CA may sign this name; a CA without a signing policy file may sign any."""
+    patterns = policies.get(cert.issuer.public_bytes())
+    if patterns is None or cert.issuer == cert.subject:
+        return True
+    try:
+        return may_sign(patterns, DN.from_name(cert.subject))
+    except CredentialError:
+        return False
 
 
 def _load_ca(path: Path) -> x509.Certificate | None:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError):
-        log.error("trust_file_ignored", file=str(path), reason="not a PEM certificate")
+        cert = x509.load_pem_x509_certificate(path.read_bytes())
+        DN.from_name(cert.subject)
+    except (OSError, ValueError, CredentialError):
+        log.error("trust_file_ignored", file=str(path), reason="not a PEM certificate of a CA with a usable name")
         return None
+    return cert
 
 
 def _load_crl(path: Path) -> x509.CertificateRevocationList | None:

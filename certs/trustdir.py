@@ -1,4 +1,4 @@
-"""Write a hashed trust directory as OpenSSL, GCT and fetch-crl know it: HASH.N, HASH.rN, HASH.signing_policy.
+"""A hashed trust directory as OpenSSL, GCT and fetch-crl know it: HASH.N, HASH.rN, HASH.signing_policy.
 
 HASH is OpenSSL's subject name hash. GCT refuses a CA without its signing policy, and takes a missing CRL for "nothing
 is revoked", so all three are always written together; dgis itself refuses without a CRL.
@@ -6,6 +6,7 @@ is revoked", so all three are always written together; dgis itself refuses witho
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cryptography import x509
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto
 
 from certs.dn import DN
-from certs.errors import CaError
+from certs.errors import CaError, CredentialError
 from certs.files import write_atomically
 
 _PUBLIC = 0o644
@@ -23,6 +24,42 @@ _MOST = 10
 def name_hash(cert: x509.Certificate) -> str:
     """Return OpenSSL's hash of a certificate's subject, as in ``openssl x509 -hash``."""
     return f"{crypto.X509.from_cryptography(cert).subject_name_hash():08x}"
+
+
+def read_signing_policy(directory: Path, ca_file: Path, cert: x509.Certificate) -> tuple[str, ...] | None:
+    """Return the name patterns that a CA may sign, from the HASH.signing_policy beside its file.
+
+    None: there is no such file. A file without an entry for this CA lets it sign nothing.
+    """
+    path = directory / f"{ca_file.stem}.signing_policy"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError):
+        return ()
+    ours, patterns = False, []
+    for line in lines:
+        words = line.split(maxsplit=2)
+        if len(words) == 3 and words[0] == "access_id_CA":
+            ours = _is_named(cert, words[2].strip().strip("'"))
+        elif len(words) == 3 and words[0] == "cond_subjects" and ours:
+            text = words[2].strip().strip("'")
+            patterns += re.findall(r'"([^"]*)"', text) or [text]
+    return tuple(patterns)
+
+
+def may_sign(patterns: tuple[str, ...], dn: DN) -> bool:
+    """Say whether a name is within a signing policy; ``*`` stands for anything."""
+    name = str(dn)
+    return any(re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) for pattern in patterns)
+
+
+def _is_named(cert: x509.Certificate, text: str) -> bool:
+    try:
+        return DN.parse(text) == DN.from_name(cert.subject)
+    except CredentialError:
+        return False
 
 
 def publish_ca(directory: Path, authorities: tuple[x509.Certificate, ...], *, organisation: str) -> None:

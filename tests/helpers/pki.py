@@ -1,4 +1,5 @@
-"""A test site's PKI: real CA, real files. Fixtures ``site`` (shared, look but do not revoke) and ``fresh_site``.
+"""A test site's PKI: real CA, real files. Fixtures ``site`` (shared, look but do not revoke), ``fresh_site``,
+``other_site`` and ``guests``.
 
 ``site_home(tmp)`` makes a site of one's own; RSA keys cost about a second, so prefer the fixtures.
 """
@@ -90,12 +91,12 @@ class SiteHome:
         map_dn(self.gridmap, DN.from_name(cert.subject), account=name, roles=frozenset(roles))
         return self.identity(write_credential(self._out, name, key, (cert, issuing.cert)))
 
-    def proxy_of(self, identity: IdentityConfig, name: str) -> IdentityConfig:
-        """Return an RFC 3820 proxy of an identity, P-256, valid for an hour."""
+    def proxy_of(self, identity: IdentityConfig, name: str, *, info: bytes | None = None) -> IdentityConfig:
+        """Return an RFC 3820 proxy of an identity, P-256, valid for an hour; ``info``: another proxyCertInfo in DER."""
         parent = Credential(identity.cert, identity.key)
         chain = parent.chain()
         key = ec.generate_private_key(ec.SECP256R1())
-        cert = _proxy(chain[0], parent, key)
+        cert = _proxy(chain[0], parent, key, info or _INHERIT_ALL)
         return self.identity(write_credential(self._out, name, key, (cert, *chain)))
 
     def put_crl(self, *, ends: datetime, revoked: tuple[int, ...] = ()) -> None:
@@ -142,7 +143,9 @@ def write_credential(
     return made
 
 
-def _proxy(user: x509.Certificate, parent: Credential, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _proxy(
+    user: x509.Certificate, parent: Credential, key: ec.EllipticCurvePrivateKey, info: bytes
+) -> x509.Certificate:
     signer = parent.private_key()
     assert isinstance(signer, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
     now = datetime.now(UTC)
@@ -152,7 +155,7 @@ def _proxy(user: x509.Certificate, parent: Credential, key: ec.EllipticCurvePriv
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(user.subject).public_key(key.public_key())
     builder = builder.serial_number(serial)
     builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(hours=1))
-    builder = builder.add_extension(x509.UnrecognizedExtension(PROXY_CERT_INFO, _INHERIT_ALL), critical=True)
+    builder = builder.add_extension(x509.UnrecognizedExtension(PROXY_CERT_INFO, info), critical=True)
     builder = builder.add_extension(usage, critical=True)
     aki = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return builder.add_extension(aki, critical=False).sign(signer, hashes.SHA256())
@@ -174,6 +177,18 @@ def service(identity: IdentityConfig, *clients: IdentityConfig) -> Iterator[tupl
 def site(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
     """A site shared by the whole run: issue what you need, never revoke or break it."""
     return site_home(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="session")
+def other_site(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
+    """A site with the same names and other keys; shared, look but do not revoke."""
+    return site_home(tmp_path_factory.mktemp("other"))
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
+    """A site with names of its own, /O=Guests; shared, look but do not revoke."""
+    return site_home(tmp_path_factory.mktemp("guests"), organisation="Guests")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from certs.errors import CredentialError, PermitError
 from certs.gridmap import Gridmap
 from certs.permit import Permit, sign, verify
 from certs.trust import Trust
-from tests.helpers.pki import SiteHome, site_home
+from tests.helpers.pki import SiteHome
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 KEY = "v1/ab/cd/" + "ab" * 32
@@ -160,11 +160,9 @@ def test_anothers_chain_over_ones_own_signature(site: SiteHome) -> None:
         check(site, bad)
 
 
-def test_another_cas_catalog(site: SiteHome, fresh_site: SiteHome) -> None:
-    (fresh_site.home.parent / "other").mkdir()
-    other = site_home(fresh_site.home.parent / "other")
+def test_another_cas_catalog(site: SiteHome, other_site: SiteHome) -> None:
     with pytest.raises(PermitError, match="signer is not trusted"):
-        check(site, sign(PERMIT, signer(other), now=NOW))
+        check(site, sign(PERMIT, signer(other_site), now=NOW))
 
 
 def test_a_revoked_signer(fresh_site: SiteHome) -> None:

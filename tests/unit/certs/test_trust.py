@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ from certs import trust as trust_module
 from certs.credential import Credential
 from certs.errors import TrustError
 from certs.trust import Trust
-from tests.helpers.pki import SiteHome, site_home
+from tests.helpers.pki import SiteHome
 
 NOW = datetime.now(UTC)
 
@@ -76,11 +77,6 @@ def break_future(site: SiteHome) -> Path:
     return site.host_at("early", now=NOW + timedelta(days=1), life=timedelta(days=1)).cert
 
 
-def break_other_ca(site: SiteHome) -> Path:
-    (site.home.parent / "other").mkdir()
-    return site_home(site.home.parent / "other").catalog().cert
-
-
 def break_garbage(site: SiteHome) -> Path:
     path = site.home / "garbage.pem"
     path.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
@@ -96,7 +92,6 @@ def break_garbage(site: SiteHome) -> Path:
         (break_revoked_user_proxy, "CN=leaver is revoked"),
         (break_expired, "CN=old has expired"),
         (break_future, "not valid yet; compare the clocks"),
-        (break_other_ca, "signature|belongs to another CA|CN=catalog|no trust anchor"),
         (break_garbage, "not PEM"),
     ],
 )
@@ -107,6 +102,51 @@ def test_refused_with_a_sentence_that_teaches(
     with pytest.raises(TrustError, match=words) as caught:
         judge(fresh_site, cert)
     assert caught.value.reasons
+
+
+def test_another_ca_with_the_same_name_is_refused(site: SiteHome, other_site: SiteHome) -> None:
+    with pytest.raises(TrustError, match="signature|belongs to another CA|no trust anchor"):
+        judge(site, other_site.catalog().cert)
+
+
+def test_a_ca_speaks_for_its_own_names_only(fresh_site: SiteHome, guests: SiteHome) -> None:
+    """With two CAs in one directory neither may sign the other's names: the DN is all that the gridmap sees."""
+    visitor = guests.host("visitor")
+    for path in guests.trust.glob("????????.*"):
+        shutil.copy(path, fresh_site.trust)
+    trust = Trust(fresh_site.trust)
+    assert str(trust.judge(visitor.cert.read_bytes()).dn) == "/O=Guests/OU=Hosts/CN=visitor"
+    impostor = guests.host_at("catalog", now=NOW, life=timedelta(days=1))  # named /O=Test Grid/OU=Hosts/CN=catalog
+    with pytest.raises(TrustError, match="/O=Test Grid/OU=Hosts/CN=catalog: its CA may not sign this name"):
+        trust.judge(impostor.cert.read_bytes())
+    assert trust.judge(fresh_site.catalog().cert.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed"),
+    [
+        ("30", True),  # inheritAll, as the helper makes it
+        ("limited", True),
+        ("independent", False),
+        ("unknown", False),
+        ("with path length", True),
+    ],
+)
+def test_a_proxy_with_a_policy_we_do_not_know(site: SiteHome, policy: str, allowed: bool) -> None:
+    """RFC 3820 section 3.8: who does not know the policy language must refuse the proxy."""
+    languages = {
+        "limited": "300e300c060a2b060104019b50010109",
+        "independent": "300c300a06082b06010505071502",
+        "unknown": "3009300706052a03040506",
+        "with path length": "300f020100300a06082b06010505071501",
+    }
+    info = bytes.fromhex(languages[policy]) if policy in languages else None
+    proxy = site.proxy_of(site.user("joe", "user"), f"joe.{policy.replace(' ', '-')}", info=info)
+    if allowed:
+        assert Trust(site.trust).judge(proxy.cert.read_bytes()).proxied
+    else:
+        with pytest.raises(TrustError, match="restricts its rights in a way that is not understood"):
+            judge(site, proxy.cert)
 
 
 def test_a_verdict_is_remembered_only_while_it_holds(fresh_site: SiteHome) -> None:
@@ -141,11 +181,10 @@ def test_a_broken_crl_counts_as_missing(fresh_site: SiteHome) -> None:
     assert trust.crl_expiry().year == 1970
 
 
-def test_a_crl_of_a_stranger_with_the_same_name_changes_nothing(fresh_site: SiteHome, tmp_path: Path) -> None:
-    other = site_home(tmp_path)
+def test_a_crl_of_a_stranger_with_the_same_name_changes_nothing(fresh_site: SiteHome, other_site: SiteHome) -> None:
     trust = Trust(fresh_site.trust)
     chain = trust.judge(fresh_site.catalog().cert.read_bytes())
-    for path in other.trust.glob("*.r0"):
+    for path in other_site.trust.glob("*.r0"):
         (fresh_site.trust / path.name.replace(".r0", ".r1")).write_bytes(path.read_bytes())
     assert trust.reload_if_changed()
     assert trust.refusal(chain) is None
