@@ -106,10 +106,13 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     catalog = CatalogClient(session, node.catalog.url)
     elements = Elements(catalog)
     engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
-    sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics)
+    unreachable = Unreachable(node.dgis.spool)
+    sources = Sources(
+        open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable
+    )
     return Services(
         ingest=make_ingest(node, metrics),
-        search=Search(catalog, Unreachable(node.dgis.spool), metrics),
+        search=Search(catalog, unreachable, metrics),
         retrieve=Retrieve(catalog, sources, elements, metrics),
         ae_table=ae_table(node, config),
     )
