@@ -35,7 +35,9 @@ def modules() -> Iterator[Path]:
 def test_clients_import_without_server_libraries(module: str) -> None:
     """A client that pulls in the server breaks sites that only talk to it."""
     code = f"import sys, {module}; print(*[n for n in {SERVER_LIBRARIES!r} if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
     assert done.stdout.split() == []
 
 
