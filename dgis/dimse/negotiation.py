@@ -74,6 +74,8 @@ class Rejection:
     diagnostic: int
 
 
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+APPLICATION_CONTEXT_NOT_SUPPORTED = Rejection(1, 1, 2)
 CALLING_AE_NOT_RECOGNISED = Rejection(1, 1, 3)
 CALLED_AE_NOT_RECOGNISED = Rejection(1, 1, 7)
 LOCAL_LIMIT_EXCEEDED = Rejection(2, 3, 2)

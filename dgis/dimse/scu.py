@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from dgis.dimse.runtime.sockets import PeerGone
 
 _MAX_CONTEXTS = 128
 _MAX_DEAD = 3  # associations lost one after the other before a destination is given up
+_RETRY_AFTER = (0.3, 0.9)  # a viewer may open its listener only when it has asked for the move
 
 
 class SendCancelled(Exception):
@@ -172,6 +174,7 @@ class StoreSender:
         self._open: dict[int, GridAssociation] = {}
         self._message_id = 0
         self._dead = 0
+        self._woken = threading.Event()
 
     elsewhere = True
 
@@ -206,6 +209,7 @@ class StoreSender:
 
     def wake(self) -> None:
         """Make a waiting `send` look whether it is cancelled."""
+        self._woken.set()
         for association in list(self._open.values()):
             association.inbox.put((None, None))
 
@@ -223,7 +227,7 @@ class StoreSender:
             return self._open.get(group)
         proposals = [Proposal(sop_class, (syntax,)) for sop_class, syntax in self._groups[group]]
         try:
-            association = self._ae.open(self._peer, proposals, user=NobodyServed())
+            association = self._connect(proposals)
         except OSError as error:
             log.warning("move destination not resolved", destination=self._peer.title, reason=error.strerror)
             self._dead = _MAX_DEAD
@@ -235,6 +239,16 @@ class StoreSender:
         # Nobody there, or all contexts refused: neither gets better by asking for each instance again.
         self._dead = _MAX_DEAD if len(self._groups) == 1 else self._dead + 1
         return None
+
+    def _connect(self, proposals: list[Proposal]) -> GridAssociation:
+        """Open an association; try again for a moment when nobody listens or the peer is busy. Raises OSError."""
+        for pause in _RETRY_AFTER:
+            started = time.monotonic()
+            association = self._ae.open(self._peer, proposals, user=NobodyServed())
+            slow = time.monotonic() - started > pause  # silence has cost a timeout already
+            if association.is_established or slow or not _may_change(association) or self._woken.wait(pause):
+                return association
+        return self._ae.open(self._peer, proposals, user=NobodyServed())
 
     def _response(self, association: GridAssociation) -> int | None:
         """Wait for the C-STORE-RSP to the last request; None when it does not come."""
@@ -256,6 +270,12 @@ class StoreSender:
         for group, candidate in list(self._open.items()):
             if candidate is association:
                 del self._open[group]
+
+
+def _may_change(association: GridAssociation) -> bool:
+    """Whether asking again may help: nobody listened, or the rejection was transient (PS3.8 table 9-21)."""
+    answer = association.acceptor.primitive
+    return answer is None or answer.result == 0x02
 
 
 def _context_for(association: GridAssociation, item: Outgoing) -> int | None:

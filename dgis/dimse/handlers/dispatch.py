@@ -47,7 +47,9 @@ class Dispatcher:
         address = association.requestor.address
         caller = self._services.ae_table.caller(calling, address)
         rejection = None
-        if not self._settings.accept_any_called and called not in self._called:
+        if request is None or str(request.application_context_name) != negotiation.APPLICATION_CONTEXT:
+            rejection = negotiation.APPLICATION_CONTEXT_NOT_SUPPORTED
+        elif not self._settings.accept_any_called and called not in self._called:
             rejection = negotiation.CALLED_AE_NOT_RECOGNISED
         elif not caller.rights:
             rejection = negotiation.CALLING_AE_NOT_RECOGNISED

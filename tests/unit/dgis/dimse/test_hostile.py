@@ -20,6 +20,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
 from dgis.dimse import command as dimse
+from dgis.dimse.handlers.dispatch import Dispatcher
 from dgis.dimse.limits import Limits
 from tests.unit.dgis.dimse.conftest import Edge
 from tests.unit.dgis.dimse.raw import associate, associate_rq, read_pdu
@@ -150,6 +151,28 @@ def test_an_oversized_identifier_is_refused_and_not_kept(edge: Edge) -> None:
             sock.sendall(_p_data(_pdv(3, 2 if i == 59 else 0, bytes(100_000))))
         kind, body = read_pdu(sock)
         assert kind == 4 and dimse.decode(body[6:]).status == 0xC000
+
+
+def test_an_error_of_ours_in_the_reading_thread_ends_that_association_only(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with _associated(edge) as sock:
+        monkeypatch.setattr(Dispatcher, "_immediate", broken)
+        sock.sendall(_p_data(_pdv(1, 3, ECHO)))
+        assert read_pdu(sock)[0] == ABORT
+        monkeypatch.undo()
+        assert read_pdu(sock)[0] == 0
+    edge.echo()
+
+
+def test_a_wrong_application_context_is_rejected(edge: Edge) -> None:
+    with _connect(edge) as sock:
+        sock.sendall(associate_rq(CONTEXTS).replace(b"1.2.840.10008.3.1.1.1", b"1.2.840.10008.3.1.1.9"))
+        kind, body = read_pdu(sock)
+        assert kind == REJECT and body[1:4] == b"\x01\x01\x02"
 
 
 def test_two_hundred_idle_connections_cost_nothing_and_go(make_edge: Callable[..., Edge]) -> None:

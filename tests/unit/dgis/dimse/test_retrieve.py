@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -68,7 +69,7 @@ def receiver() -> Iterator[Callable[..., Receiver]]:
 
     yield make
     for one in made:
-        one.server.shutdown()
+        threading.Thread(target=one.server.shutdown, daemon=True).start()  # polls every half second
 
 
 def _identifier(**values: Any) -> Dataset:
@@ -209,6 +210,20 @@ def test_a_dead_destination_is_a702_soon(edge: Edge, tmp_path: Path) -> None:
     assert time.monotonic() - started < 3
 
 
+def test_a_listener_that_opens_a_moment_late_is_found(edge: Edge, tmp_path: Path, receiver: Any) -> None:
+    edge.retrieve.add(make_file(tmp_path / "in"))
+    dest = receiver()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    edge.destination("DEST", port)
+    forward = threading.Timer(0.4, _forward, args=(port, dest.port))
+    forward.start()
+    assert _move(edge, _identifier())[-1][0].Status == 0
+    forward.join()
+    assert len(dest.got) == 1
+
+
 def test_a_silent_destination_does_not_hang(edge: Edge, tmp_path: Path) -> None:
     for _ in range(5):
         edge.retrieve.add(make_file(tmp_path / "in"))
@@ -318,6 +333,15 @@ def test_get_without_any_storage_context_is_a702(edge: Edge, tmp_path: Path) -> 
     assert answers[-1][0].Status == 0xA702 and got == []
 
 
+def test_a_slow_get_says_pending_between_its_instances(edge: Edge, tmp_path: Path) -> None:
+    for _ in range(2):
+        edge.retrieve.add(make_file(tmp_path / "in"))
+    edge.retrieve.delay = 1.3
+    answers, got = _get(edge, [build_context(CTImageStorage, EXPLICIT)])
+    assert [s.Status for s, _ in answers] == [0xFF00] * (len(answers) - 1) + [0] and len(answers) >= 4
+    assert len(got) == 2
+
+
 def test_getscu_and_movescu(edge: Edge, dcmtk: Any, tmp_path: Path) -> None:
     paths = [make_file(tmp_path / "in", pixels=100_000) for _ in range(5)]
     for path in paths:
@@ -362,6 +386,24 @@ def test_a_huge_object_does_not_pile_up_in_memory(edge: Edge, tmp_path: Path, re
     assert answers[-1][0].Status == 0
     assert drain.bytes == 300 * 1024 * 1024 - offset
     assert _rss() - before < 40 * 1024 * 1024
+
+
+def _forward(port: int, target: int) -> None:
+    """Listen on `port` once and pass the connection on to `target`."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        while piece := source.recv(65536):
+            sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        one, _ = listener.accept()
+        with one, socket.create_connection(("127.0.0.1", target)) as two:
+            back = threading.Thread(target=pump, args=(two, one))
+            back.start()
+            pump(one, two)
+            back.join()
 
 
 class _Drain:

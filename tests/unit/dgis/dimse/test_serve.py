@@ -41,7 +41,7 @@ def test_processes_share_one_listening_socket(tmp_path: Path) -> None:
         sock = listen("127.0.0.1", 0)
         print(sock.getsockname()[1], flush=True)
         child = os.fork()
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         store = IngestDouble(Path(sys.argv[1]) / str(os.getpid()))
@@ -57,8 +57,12 @@ def test_processes_share_one_listening_socket(tmp_path: Path) -> None:
         port = int(server.stdout.readline())
         pids = [int(server.stdout.readline()) for _ in range(2)]
         assert all(echo("127.0.0.1", port, called_aet="DGIS", calling_aet="T").ok for _ in range(10))
-        os.kill(next(pid for pid in pids if pid != server.pid), signal.SIGTERM)
-        time.sleep(0.3)
+        child = next(pid for pid in pids if pid != server.pid)
+        os.kill(child, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert all(echo("127.0.0.1", port, called_aet="DGIS", calling_aet="T").ok for _ in range(10))
     finally:
         server.terminate()
