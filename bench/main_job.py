@@ -1,9 +1,9 @@
 """Store 1300 CT images of 512 KiB from one and from four storescu: dgis beside Orthanc, in one run, interleaved.
 
-For dgis two times count: until the last association was released (received, durable and findable) and until every image
-is verified on two storage elements. Orthanc keeps one unverified copy and is measured to the release. `STUDIES` studies of
-260 images go to every server in each round; the client is DCMTK's storescu, with TCP_NODELAY=1 in its environment except
-in the rows "as installed".
+For dgis two times count: until the last association was released (received, durable and findable) and until every
+image is verified on two storage elements. Orthanc keeps one unverified copy and is measured to the release. `STUDIES`
+studies of 260 images go to every server in each round; the client is DCMTK's storescu, with TCP_NODELAY=1 in its
+environment except in the rows "as installed".
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ from catalog.client import CatalogClient
 from catalog.errors import CatalogError
 from catalog.wire import Site, StorageElement
 from certs.config import IdentityConfig
-from certs.https.session import GridSession
-
 from certs.errors import ServiceError
+from certs.https.session import GridSession
 from dgis import localgrid
 from dgis.localgrid import GridHomeError, GridOptions, Paths
 

@@ -1,7 +1,7 @@
 """Find and open the DICOM files of a folder or a medium, for ``dgis import``. Reads only; knows neither spool nor grid.
 
-Old archives hold files without preamble, without file meta information (PS3.10 7.1), with a wrong transfer syntax in it:
-what can be told from the bytes is told, what cannot is refused with a reason, one file at a time.
+Old archives hold files without preamble, without file meta information (PS3.10 7.1), with a wrong transfer syntax in
+it: what can be told from the bytes is told, what cannot is refused with a reason, one file at a time.
 """
 
 from __future__ import annotations

@@ -35,6 +35,9 @@ def reindex_page(database: Database, connection: Connection, feed: Feed, size: i
     by_object = {filed[1]: filed for filed in
                  prepared_again(database, connection, [row["object_fk"] for row in rows])}
     pairs = [(row, by_object[row["object_fk"]]) for row in rows]
+    renamed = _of_another_patient(database, connection, pairs)
+    _file_studies_anew(database, connection, renamed)
+    pairs = [(row, filed) for row, filed in pairs if row["study_fk"] not in renamed]
     staying = [(row, filed) for row, filed in pairs if _stays(row, filed[0])]
     Page(database, connection).rewrite(staying)
     moving = [filed for row, filed in pairs if not _stays(row, filed[0])]
@@ -43,6 +46,33 @@ def reindex_page(database: Database, connection: Connection, feed: Feed, size: i
     filing.attach(moving)
     connection.execute(update(catalog_state).values(reindex_after=rows[-1]["id"]))
     return len(rows)
+
+
+_Pairs = Sequence[tuple[Mapping[Any, Any], Filed]]
+
+
+def _of_another_patient(database: Database, connection: Connection, pairs: _Pairs) -> set[int]:
+    """Find studies whose first instance now names another patient than the study has."""
+    first = {row.study_fk: (row.first, row.identity) for row in connection.execute(
+        select(series.c.study_fk, func.min(instances.c.id).label("first"),
+               func.max(patients.c.identity).label("identity"))
+        .select_from(_FILED.join(patients, studies.c.patient_fk == patients.c.id))
+        .where(database.among(series.c.study_fk, sorted({row["study_fk"] for row, _ in pairs})))
+        .group_by(series.c.study_fk))}
+    return {row["study_fk"] for row, (one, _, _) in pairs
+            if row["id"] == first[row["study_fk"]][0] and one.identity != first[row["study_fk"]][1]}
+
+
+def _file_studies_anew(database: Database, connection: Connection, study_fks: set[int]) -> None:
+    """Take whole studies out and file them again, under the patient of their first instance."""
+    filing = Filing(database, connection)
+    for study_fk in sorted(study_fks):
+        object_ids = connection.execute(
+            select(instances.c.object_fk).join(series, instances.c.series_fk == series.c.id)
+            .where(series.c.study_fk == study_fk)).scalars().all()
+        filed = prepared_again(database, connection, object_ids)
+        filing.detach([one.record.instance_uid for one, _, _ in filed])
+        filing.attach(filed)
 
 
 def _stays(row: Mapping[Any, Any], one: Prepared) -> bool:
@@ -55,7 +85,7 @@ class Page:
     def __init__(self, database: Database, connection: Connection) -> None:
         self._database, self._connection = database, connection
 
-    def rewrite(self, pairs: Sequence[tuple[Mapping[Any, Any], Filed]]) -> None:
+    def rewrite(self, pairs: _Pairs) -> None:
         """Set the columns of the instances, and those of parents whose first instance is here."""
         if not pairs:
             return
@@ -70,8 +100,7 @@ class Page:
         self._parents(patients, "patient_fk", _FILED, studies.c.patient_fk, pairs)
 
     def _parents(
-        self, table: Table, key: str, source: FromClause, column: Any,
-        pairs: Sequence[tuple[Mapping[Any, Any], Filed]],
+        self, table: Table, key: str, source: FromClause, column: Any, pairs: _Pairs
     ) -> None:
         ids = sorted({row[key] for row, _ in pairs})
         first = {row[0]: row[1] for row in self._connection.execute(

@@ -44,8 +44,8 @@ from certs.tls import server_context
 from certs.trust import Trust
 
 __all__ = [
-    "HealthCheck", "RuleDependency", "admit", "add_check", "connection_of", "create_app", "guarded", "route_rules",
-    "rule", "running", "serve",
+    "HealthCheck", "RuleDependency", "admit", "add_check", "connection_of", "create_app", "guarded", "problem_response",
+    "route_rules", "rule", "running", "serve",
 ]  # fmt: skip
 
 HealthCheck = Callable[[], str]

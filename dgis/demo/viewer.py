@@ -88,6 +88,8 @@ class Viewer:
             ae.requested_contexts = contexts
             assoc = self._associate(ae)
             for image in group:
+                if not assoc.is_established:
+                    raise ConnectionError("the association ended during the store")
                 status = assoc.send_c_store(image.path)
                 yield image, int(status.Status) if status else 0xFFFF
             assoc.release()

@@ -1,6 +1,7 @@
 """kill -9 of every process in turn while images come in: what got Success is there, once, intact, and nothing else is.
 
-In CI 20 kills over one run of small images; `make soak` runs 20 kills of each kind of process over 1300 images of 512 KiB.
+In CI 20 kills over one run of small images; `make soak` runs 20 kills of each kind of process over 1300 images of 512
+KiB.
 """
 
 from __future__ import annotations

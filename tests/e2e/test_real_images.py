@@ -1,7 +1,8 @@
 """The whole collection of real files through a running grid, with DCMTK and pynetdicom as the peers.
 
-What "identical" means here: the data set as it crossed the wire. dcmsend re-encodes what it reads, so the same dcmsend run
-goes to DCMTK's own storescp first, which keeps the bytes as received (+B), and that is what must come back.
+What "identical" means here: the data set as it crossed the wire. dcmsend re-encodes what it reads, so the same
+dcmsend run goes to DCMTK's own storescp first, which keeps the bytes as received (+B), and that is what must come
+back.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def encoded(syntax: str = EXPLICIT_LE, **attributes: object) -> bytes:
     return out.getvalue()
 
 
-def record(  # noqa: PLR0913
+def record(
     instance_uid: str,
     *,
     study: str = "1.2.1",

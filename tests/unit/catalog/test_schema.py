@@ -117,6 +117,19 @@ def test_reindex_files_anew_what_belongs_elsewhere(filled: CatalogService, store
     assert store.instance_count() == 21
 
 
+def test_reindex_moves_a_study_whose_patient_is_read_differently(
+    filled: CatalogService, store: Store, database: Database
+) -> None:
+    before = everything(store)
+    with database.writing() as connection:
+        connection.execute(text("UPDATE patients SET identity = 'old', patient_id = 'misread' WHERE patient_id = 'P1'"))
+    list(store.reindex(page=7))
+    assert everything(store) == before
+    keys = ("PatientID", "NumberOfPatientRelatedStudies", "NumberOfPatientRelatedInstances")
+    rows = [row for row in store.query(Query(level="PATIENT", keys=keys)) if not isinstance(row, End)]
+    assert sorted(tuple(row.values()) for row in rows) == [("P0", 2, 11), ("P1", 2, 10)]
+
+
 # -- the plans ---------------------------------------------------------------------------------------------------------
 
 

@@ -103,7 +103,7 @@ def make_app(site: SiteHome, gates: Gates, *, body_limit: int = 100_000) -> Fast
     app.add_route("/plain-stream", guarded(ANY_ROLE, plain_stream), methods=["PUT"])
     app.add_route("/busy", guarded(ANY_ROLE, busy), methods=["PUT"])
     app.add_route("/early", guarded(ANY_ROLE, early), methods=["PUT"])
-    app.add_route("/down", guarded(ANY_ROLE, down), methods=["GET"])
+    app.add_route("/down", guarded(ANY_ROLE, down), methods=["GET", "HEAD"])
     app.add_route("/cut", guarded(ANY_ROLE, cut), methods=["GET"])
     return app
 
@@ -314,6 +314,25 @@ class TestStreams:
         session = GridSession(site.gateway(), connect_timeout=0.3, read_timeout=5)
         for _ in range(2):
             assert gateway_put(session, f"{url}/busy", b"z" * 30_000_000) == {"bytes": 30_000_000}
+
+    def test_one_connection_serves_every_kind_of_call(self, url: str, site: SiteHome, gates: Gates) -> None:
+        gates.client_has_first.set()
+        session = GridSession(site.operator())
+        for _ in range(3):
+            with session.stream("HEAD", f"{url}/down") as response:
+                assert response.status_code == 200
+            with session.stream("DELETE", f"{url}/v1/items") as response:
+                assert response.status_code == 204
+            with session.stream("GET", f"{url}/down") as response:
+                assert len(response.raw.read()) == 1001
+            with session.stream("GET", f"{url}/v1/whoami") as response:
+                buffer = bytearray(int(response.headers["content-length"]))
+                assert response.raw.readinto(buffer) == len(buffer)  # the end itself is never asked for
+            gateway_put(session, f"{url}/plain-stream", b"")
+            with pytest.raises(Answered):
+                session.json("GET", f"{url}/nowhere")
+        [pool] = [session._adapter.poolmanager.pools[key] for key in session._adapter.poolmanager.pools.keys()]
+        assert pool.num_connections == 1
 
     def test_an_answer_left_unread_costs_only_its_connection(self, url: str, gateway: GridSession) -> None:
         with gateway.stream("GET", f"{url}/down"):
