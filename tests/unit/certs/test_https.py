@@ -331,8 +331,9 @@ class TestStreams:
             gateway_put(session, f"{url}/plain-stream", b"")
             with pytest.raises(Answered):
                 session.json("GET", f"{url}/nowhere")
-        [pool] = [session._adapter.poolmanager.pools[key] for key in session._adapter.poolmanager.pools.keys()]
-        assert pool.num_connections == 1
+        pools = session._adapter.poolmanager.pools
+        [key] = list(pools.keys())
+        assert pools[key].num_connections == 1
 
     def test_an_answer_left_unread_costs_only_its_connection(self, url: str, gateway: GridSession) -> None:
         with gateway.stream("GET", f"{url}/down"):
