@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from certs.https.session import GridSession
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
@@ -26,6 +25,7 @@ from pynetdicom import AE
 from certs import ca
 from certs.config import IdentityConfig
 from certs.errors import ServiceError
+from certs.https.session import GridSession
 from dgis.demo.images import Image
 from dgis.demo.viewer import Viewer
 from tests.helpers.dicomfiles import images, synth
