@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal, cast
+from typing import Literal
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -248,8 +248,3 @@ def _uids(element: Element) -> tuple[str, ...]:
 def unique_key(level: Level) -> str:
     """Return the keyword of the level's unique key."""
     return _UNIQUE_KEY[level]
-
-
-def as_level(text: str) -> Level:
-    """Narrow a checked string."""
-    return cast(Level, text)

@@ -129,6 +129,4 @@ def _answer_roles(roles: Mapping[str, tuple[bool, bool]]) -> dict[str, tuple[boo
 
     An old sender proposes SCU=1, SCP=0 for storage and must get it; a C-GET requestor proposes SCP=1.
     """
-    return {
-        uid: (scu, scp if service_of(uid) is Service.STORE else False) for uid, (scu, scp) in roles.items()
-    }
+    return {uid: (scu, scp if service_of(uid) is Service.STORE else False) for uid, (scu, scp) in roles.items()}

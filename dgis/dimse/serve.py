@@ -34,17 +34,3 @@ def serve_dimse(
     stop.wait()
     server.stop(grace=settings.shutdown_grace)
     loop.join()
-
-
-def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:
-    """Return a listening TCP socket; port 0 takes a free one. Raises OSError."""
-    info = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    sock = socket.socket(info[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(info[4])
-        sock.listen(backlog)
-    except OSError:
-        sock.close()
-        raise
-    return sock

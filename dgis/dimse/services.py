@@ -95,9 +95,7 @@ class Retrieve(Protocol):
     def plan(self, request: LocateRequest, *, acting_for: str | None) -> Plan:
         """Say which instances match. Raises RetrieveUnavailable when the catalog does not answer."""
 
-    def fetch(
-        self, plan: Plan, *, acting_for: str | None, cancelled: Callable[[], bool]
-    ) -> Iterator[Fetched | Failed]:
+    def fetch(self, plan: Plan, *, acting_for: str | None, cancelled: Callable[[], bool]) -> Iterator[Fetched | Failed]:
         """Yield each instance of the plan once, reading ahead; stop soon after `cancelled` says so."""
 
 

@@ -33,9 +33,7 @@ def find(operation: Operation, session: Session, search: Search, settings: Dimse
             if operation.cancelled():
                 break
             if settings.find_limit is not None and sent == settings.find_limit:
-                operation.finish(
-                    Answer(status.FIND_OUT_OF_RESOURCES, f"more than {sent} matches, ask for less")
-                )
+                operation.finish(Answer(status.FIND_OUT_OF_RESOURCES, f"more than {sent} matches, ask for less"))
                 break
             if not operation.pending(pending, writer.encode(row)):
                 break

@@ -52,11 +52,6 @@ class Operation:
         """Whether the peer wants no more of it, or is gone."""
         return self._cancelled.is_set()
 
-    @property
-    def finished(self) -> bool:
-        """Whether the final answer was given."""
-        return self._finished
-
     def pending(self, answer: Answer, data: bytes | None = None) -> bool:
         """Send a pending response; False when the operation is over. Raises PeerGone."""
         with self._lock:

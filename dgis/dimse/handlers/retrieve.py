@@ -132,9 +132,7 @@ class _Stop:
         return self._operation.cancelled() or self._sender.given_up
 
 
-def _send_all(
-    operation: Operation, sender: Sender, results: Iterator[Fetched | Failed], progress: Progress
-) -> None:
+def _send_all(operation: Operation, sender: Sender, results: Iterator[Fetched | Failed], progress: Progress) -> None:
     for result in results:
         uid = result.located.instance_uid
         path = getattr(result, "path", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 from dgis.dimse import command as dimse
 from dgis.dimse import status
@@ -18,8 +19,11 @@ from dgis.record import Arrival
 
 
 class StoreSink:
-    """Takes one data set. When something is wrong the rest is read and dropped, then answered: the peer cannot hear
-    an answer before it has sent its last fragment."""
+    """Takes one data set.
+
+    When something is wrong the rest is read and dropped, then answered: the peer cannot hear an answer before it has
+    sent its last fragment.
+    """
 
     def __init__(self, association: GridAssociation, context: Context, command: Command, ingest: Ingest) -> None:
         """Begin an object, or note why not."""
@@ -61,7 +65,7 @@ class StoreSink:
             incoming.abort()
 
     @contextlib.contextmanager
-    def _answering(self):  # type: ignore[no-untyped-def]
+    def _answering(self) -> Iterator[None]:
         """Turn an exception into the answer; the handler's edge, so any exception."""
         try:
             yield

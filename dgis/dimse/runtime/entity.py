@@ -62,9 +62,7 @@ class GridAE(AE):
         remote = AddressInformation.from_addr_port(peer.host, peer.port)
         local = AddressInformation("0.0.0.0" if remote.is_ipv4 else "::", 0)
         association.set_socket(
-            GridSocket(
-                association, address=local, max_pdu=self.maximum_pdu_size, send_timeout=self.timeouts.send
-            )
+            GridSocket(association, address=local, max_pdu=self.maximum_pdu_size, send_timeout=self.timeouts.send)
         )
         association.acceptor.ae_title = peer.title
         association.acceptor.address_info = remote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -16,7 +17,7 @@ from pynetdicom import AE
 
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable, UnknownAe
 from dgis.dimse.limits import Limits, Timeouts
-from dgis.dimse.serve import listen, serve_dimse
+from dgis.dimse.serve import serve_dimse
 from dgis.dimse.services import DimseSettings, Services
 from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble
 
@@ -68,7 +69,7 @@ def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
         table = AeTable(tmp_path / f"ae{number}.toml", unknown=UnknownAe(rights=rights))
         edge = Edge(0, IngestDouble(tmp_path / f"store{number}"), SearchDouble(), RetrieveDouble(), table, settings)
         services = Services(edge.ingest, edge.search, edge.retrieve, table)
-        sock = listen("127.0.0.1", 0)
+        sock = socket.create_server(("127.0.0.1", 0), backlog=128)
         edge.port = sock.getsockname()[1]
         stop = threading.Event()
         thread = threading.Thread(target=serve_dimse, args=(sock, settings, services, stop))

@@ -32,13 +32,13 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 def test_processes_share_one_listening_socket(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
-        import os, signal, sys, threading
+        import os, signal, socket, sys, threading
         from pathlib import Path
         from dgis.dimse.ae import AeTable
-        from dgis.dimse.serve import listen, serve_dimse
+        from dgis.dimse.serve import serve_dimse
         from dgis.dimse.services import DimseSettings, Services
         from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble
-        sock = listen("127.0.0.1", 0)
+        sock = socket.create_server(("127.0.0.1", 0))
         print(sock.getsockname()[1], flush=True)
         child = os.fork()
         os.write(1, b"%d\\n" % os.getpid())
