@@ -20,6 +20,7 @@ from catalog.errors import CatalogError, CatalogRefused, CatalogUnavailable, Unk
 from catalog.metrics import CatalogMetrics
 from catalog.service import CatalogService
 from catalog.store import Store
+from catalog.store.database import BadData
 from catalog.store.search import End
 from certs.config import IdentityConfig
 from certs.credential import Credential
@@ -206,6 +207,7 @@ def _answer_errors(app: FastAPI) -> None:
     handlers: list[tuple[type[CatalogError], int, str]] = [
         (UnknownSubject, 404, "no-such-subject"),
         (UnsupportedQuery, 422, "unsupported-query"),
+        (BadData, 422, "not-valid"),
         (CatalogRefused, 409, "refused"),
         (CatalogUnavailable, 503, "database-unavailable"),
     ]

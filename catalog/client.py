@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
 
+import urllib3
 from pydantic import ValidationError
 
 from catalog.errors import CatalogError, CatalogIncomplete, CatalogRefused, CatalogUnavailable
@@ -240,8 +241,6 @@ class Stream(Iterator[T], Generic[T]):
 
 def _lines(response: requests.Response) -> Iterator[bytes]:
     """Split the body into lines as its chunks arrive; a last line without its end is no line."""
-    import urllib3
-
     rest = b""
     try:
         for chunk in response.raw.stream(_PAGE):

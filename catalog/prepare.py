@@ -106,6 +106,7 @@ def _check(record: InstanceRecord) -> None:
         "transfer syntax UID": record.transfer_syntax_uid,
         "object key": record.object_key,
         "spool's node name": record.spooled_at,
+        "header's syntax": record.header.syntax,
     }
     for name, value in names.items():
         if not value or value != clean(value):

@@ -23,6 +23,7 @@ from catalog.errors import CatalogError, CatalogUnavailable
 
 _WRITER_LOCK = 0x64676973  # "dgis": the advisory lock of the one writer
 _WAIT_SECONDS = 30
+MOST_ALTERNATIVES = 100  # SQLite parses OR as a tree of depth one each, up to a thousand; a wild name needs seven
 
 
 class BadData(CatalogError):
@@ -85,13 +86,19 @@ class Database:
         finally:
             self._lock.release()
 
-    def among(self, column: ColumnElement[Any], values: Sequence[str] | Sequence[int]) -> ColumnElement[bool]:
-        """Build `column IN values` with one parameter, whatever their number, so that an index serves it."""
+    def among(
+        self, column: ColumnElement[Any], values: Sequence[str | int] | Sequence[str] | Sequence[int]
+    ) -> ColumnElement[bool]:
+        """Build `column IN values` with one parameter, whatever their number, so that an index serves it.
+
+        A value with a NUL is left out: no database holds one, so nothing could match.
+        """
+        values = [value for value in values if not (isinstance(value, str) and "\0" in value)]
         if self.is_sqlite:
-            listed = func.json_each(json.dumps(list(values))).table_valued("value")
+            listed = func.json_each(json.dumps(values)).table_valued("value")
             return column.in_(select(listed.c.value))
         element = BigInteger() if column.type.python_type is int else Text()
-        return column == func.any(sql_cast(list(values), ARRAY(element)))
+        return column == func.any(sql_cast(values, ARRAY(element)))
 
     def glob(self, column: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
         """Match a DICOM wildcard pattern (`*`, `?`), case kept."""
@@ -125,7 +132,7 @@ def _sqlite(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _on_connect(dbapi: sqlite3.Connection, _record: object) -> None:
         dbapi.isolation_level = None  # we say BEGIN ourselves, see below
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-8192"):
             dbapi.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

@@ -3,16 +3,16 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, or_, select, true
 
 from catalog.errors import UnsupportedQuery
 from catalog.prepare import EPOCH
 from catalog.schema.tables import instances, objects, patients, replicas, series, studies
-from catalog.store.database import Database
+from catalog.store.database import MOST_ALTERNATIVES, Database
 from catalog.store.records import object_ref
 from catalog.text import INDEXED_LENGTH, clean
 from catalog.wire import Located, LocateRequest, PatientKey, ReplicaRef
@@ -42,15 +42,23 @@ def ids_statement(database: Database, request: LocateRequest) -> Select[Any]:
         if values:
             conditions.append(database.among(column, list({clean(value) for value in values})))
     if request.patients:
-        conditions.append(or_(*(_patient(one) for one in dict.fromkeys(request.patients))))
+        conditions.append(_patients(database, request.patients))
     if not conditions:
         raise UnsupportedQuery("locate needs at least one patient, study, series or instance")
     return select(instances.c.id).select_from(_FILED).where(*conditions)
 
 
-def _patient(one: PatientKey) -> ColumnElement[bool]:
-    same_id = patients.c.patient_id == clean(one.patient_id)[:INDEXED_LENGTH]
-    return same_id if one.issuer is None else and_(same_id, patients.c.issuer == clean(one.issuer)[:INDEXED_LENGTH])
+def _patients(database: Database, wanted: Sequence[PatientKey]) -> ColumnElement[bool]:
+    """Build one condition per issuer: SQLite takes at most a thousand alternatives."""
+    ids: dict[str | None, list[str]] = defaultdict(list)
+    for one in wanted:
+        issuer = None if one.issuer is None else clean(one.issuer)[:INDEXED_LENGTH]
+        ids[issuer].append(clean(one.patient_id)[:INDEXED_LENGTH])
+    if len(ids) > MOST_ALTERNATIVES:
+        raise UnsupportedQuery(f"patients of more than {MOST_ALTERNATIVES} issuers cannot be asked for at once")
+    return or_(*(
+        database.among(patients.c.patient_id, found) & (patients.c.issuer == issuer if issuer is not None else true())
+        for issuer, found in ids.items()))
 
 
 def _pages(database: Database, found: array[int]) -> Iterator[Located]:

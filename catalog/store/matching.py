@@ -19,7 +19,7 @@ from catalog.schema.tables import (
     study_modalities,
     study_sop_classes,
 )
-from catalog.store.database import Database
+from catalog.store.database import MOST_ALTERNATIVES, Database
 from catalog.text import INDEXED_LENGTH, clean, name_key
 from catalog.wire import Match, Query
 
@@ -67,7 +67,7 @@ class Matching:
         if keyword in COUNTS and level in DERIVED[keyword]:
             owner, column = COUNTS[keyword]
             self._reach(owner)
-            return _number_in(TABLES[owner].c[column], match.values)
+            return self._number_in(TABLES[owner].c[column], match.values)
         if keyword == "AvailableTransferSyntaxUID" and level == "IMAGE":
             return self._simple(instances.c.transfer_syntax_uid, match)
         key = BY_KEYWORD.get(keyword)
@@ -112,7 +112,7 @@ class Matching:
 
     def _compare(self, column: ColumnElement[Any], key: Key, match: Match) -> Condition | None:
         if key.kind == "count":
-            return _number_in(column, match.values)
+            return self._number_in(column, match.values)
         if key.kind == "number":
             match = match.model_copy(update={"values": tuple(number_text(value) for value in match.values)})
         if key.kind == "uid" and match.op == "wild":  # no wildcards in UIDs (PS3.4 C.2.2.2.4)
@@ -122,6 +122,10 @@ class Matching:
         if key.multiple and match.op != "range":
             return _any(match.values, lambda value: self._part(column, value, match.op == "wild", "\\"))
         return self._simple(column, match, time=key.column.endswith("_time"))
+
+    def _number_in(self, column: ColumnElement[Any], values: Sequence[str]) -> Condition:
+        numbers = [int(value) for value in values if value.isascii() and value.isdigit() and len(value) < 16]
+        return self._database.among(column, numbers) if numbers else false()
 
     def _simple(self, column: ColumnElement[Any], match: Match, *, time: bool = False) -> Condition | None:
         if match.op == "range":
@@ -204,6 +208,8 @@ def _cleaned(match: Match) -> Match:
 
 def _any(values: Sequence[str], build: Callable[[str], Condition | None]) -> Condition | None:
     """Join alternatives by OR; when one of them is universal, so are all."""
+    if len(values) > MOST_ALTERNATIVES:
+        raise UnsupportedQuery(f"names, wildcards and multiple values take at most {MOST_ALTERNATIVES} alternatives")
     found = [build(value) for value in values]
     known = [condition for condition in found if condition is not None]
     return or_(*known) if len(known) == len(found) else None
@@ -218,8 +224,3 @@ def _range(column: ColumnElement[Any], values: Sequence[str], *, time: bool) -> 
     if high:
         bounds.append(column < high + _AFTER)
     return and_(*bounds) if bounds else None
-
-
-def _number_in(column: ColumnElement[Any], values: Sequence[str]) -> Condition:
-    numbers = [int(value) for value in values if value.isascii() and value.isdigit() and len(value) < 16]
-    return or_(*(column == number for number in numbers)) if numbers else false()

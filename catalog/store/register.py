@@ -17,6 +17,7 @@ from catalog.store.copies import Copies, Copy
 from catalog.store.database import Database
 from catalog.store.feed import Feed
 from catalog.store.filing import Filed, Filing
+from catalog.text import INDEXED_LENGTH, clean
 from catalog.wire import RegisterResult
 
 
@@ -168,7 +169,7 @@ class Registration:
                 new = str(uuid.uuid4())
                 rows.append({"conflict_id": new, "instance_uid": one.record.instance_uid, "kind": "patient",
                              "state": "reported", "study_uid": study_uid, "identity": identity,
-                             "opened_at": self._feed.now, "source_ae": one.record.source_ae})
+                             "opened_at": self._feed.now, "source_ae": _source(one)})
                 self._feed.add("conflict", new, {"kind": "patient", "state": "reported", "study_uid": study_uid,
                                                  "instance_uid": one.record.instance_uid})
         if rows:
@@ -178,7 +179,7 @@ class Registration:
         rows = []
         for opened in self._opened:
             uid = opened.other.instance_uid
-            source = opened.other.prepared.record.source_ae if opened.other.prepared else ""
+            source = _source(opened.other.prepared) if opened.other.prepared else ""
             rows.append({"conflict_id": opened.conflict_id, "instance_uid": uid, "kind": opened.kind, "state": "open",
                          "kept_fk": opened.kept.id, "object_fk": opened.other.id, "opened_at": self._feed.now,
                          "source_ae": source})
@@ -186,6 +187,10 @@ class Registration:
                 "kind": opened.kind, "state": "open", "instance_uid": uid, "object_key": opened.other.object_key})
         if rows:
             self._connection.execute(insert(conflicts), rows)
+
+
+def _source(one: Prepared) -> str:
+    return clean(one.record.source_ae)[:INDEXED_LENGTH]
 
 
 def _result(one: Prepared, verdict: _Verdict, held: dict[int, tuple[str, ...]]) -> RegisterResult:

@@ -37,7 +37,8 @@ def run(database: Database, query: Query) -> Iterator[Row | End]:
     statement = ids_statement(matching, query)
     with database.reading() as connection:
         found = array("q", connection.execute(statement).scalars())
-        offline = _offline(connection.execute(select(placements)).all(), query)
+        asked = "InstanceAvailability" in query.keys
+        offline = _offline(connection.execute(select(placements)).all(), query) if asked else []
     truncated = query.limit is not None and len(found) > query.limit
     if truncated:
         found = found[: query.limit]

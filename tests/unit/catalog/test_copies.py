@@ -26,7 +26,7 @@ MOMENT = datetime(2026, 11, 20, 10, 30, 0, 123456, tzinfo=UTC)
 
 def change(one: InstanceRecord, location: str, state: str, *, kind: str = "object", **more: object) -> ReplicaChange:
     return ReplicaChange.model_validate({"object_key": one.object_key, "location": location, "kind": kind,
-                                         "state": state, "size": one.size, "sha256": one.sha256, **more})
+                                         "state": state, "size": one.size, "sha256": one.sha256} | more)
 
 
 def apply(service: CatalogService, *changes: ReplicaChange) -> ReplicaReply:
@@ -56,6 +56,9 @@ def test_locate_by_any_mix(service: CatalogService, store: Store) -> None:
     assert len(found(store, patients=[{"patient_id": "P1", "issuer": "B"}, {"patient_id": "P3"}])) == 8
     assert found(store, instances=[str(n) for n in range(20_000)] + ["3.2.1"]) == ["3.2.1"]
     assert found(store, patients=[PatientKey(patient_id="x" * 20_000)]) == []
+    assert len(found(store, patients=[PatientKey(patient_id=f"P{n}", issuer="A") for n in range(5000)])) == 8
+    with pytest.raises(UnsupportedQuery):
+        found(store, patients=[PatientKey(patient_id="P1", issuer=str(n)) for n in range(5000)])
 
 
 def test_locate_needs_something(store: Store) -> None:
@@ -102,7 +105,8 @@ def test_wrong_changes_are_refused_by_themselves(service: CatalogService, store:
     reply = apply(
         service, change(one, "se1", "verified"), change(one, "se2", "verified", sha256="0" * 64),
         change(one, "se3", "verified", size=None), change(one, "", "verified"), change(one, "a\0b", "lost"),
-        change(record("9.9"), "se1", "verified"), change(record("9.9"), "se1", "removed"))
+        change(record("9.9"), "se1", "verified"), change(record("9.9"), "se1", "removed"),
+        change(one, "se4", "removed", object_key="a\0b"))
     assert (reply.applied, [refused.location for refused in reply.refused]) == (1, ["se2", "se3", "", "a\0b", "se1"])
     assert ("se1", "object", "verified") in replicas(store, "1.1")
 

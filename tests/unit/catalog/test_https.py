@@ -363,7 +363,7 @@ def test_kill_9_loses_nothing_that_was_answered(site: SiteHome, new_url: Callabl
 
     sender = threading.Thread(target=register)
     try:
-        for round_ in range(3):
+        for round_ in range(2):
             with process(config) as service:
                 wait_for(client)
                 if round_ == 0:

@@ -170,6 +170,17 @@ def test_every_supported_key_can_be_asked_and_matched_at_its_level(filled: Store
             ask(filled, level, match(keyword, op, *values), keys=tuple(supported(level)))
 
 
+def test_long_lists_of_every_kind(filled: Store) -> None:
+    many = [str(n) for n in range(100)]
+    for keyword, op in (("PatientName", "in"), ("PatientName", "wild"), ("OtherPatientIDs", "in"),
+                        ("PatientID", "wild"),
+                        ("ReferringPhysicianName", "wild"), ("ModalitiesInStudy", "in")):
+        ask(filled, "STUDY", match(keyword, op, *many), keys=())
+    assert len(ask(filled, "IMAGE", match("Rows", "in", *map(str, range(30_000))), keys=())) == 3
+    with pytest.raises(UnsupportedQuery):
+        ask(filled, "STUDY", match("PatientName", "in", *map(str, range(1000))), keys=())
+
+
 @pytest.mark.parametrize("wrong", [("NoSuchKeyword", "eq", "1"), ("StudyDate", "range", "1"), ("PatientID", "in")])
 def test_what_cannot_be_matched_is_refused_at_once(filled: Store, wrong: tuple[str, ...]) -> None:
     with pytest.raises(UnsupportedQuery):
