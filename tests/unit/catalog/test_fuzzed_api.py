@@ -41,7 +41,7 @@ def test_generated_requests_never_break_the_service(store: Store, site: SiteHome
     with running(app, site.catalog()) as url:
         session = GridSession(identity)
 
-        @settings(max_examples=12, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate],
+        @settings(max_examples=8, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate],
                   derandomize=True)
         @given(data=st.data())
         def one(data: st.DataObject) -> None:

@@ -71,10 +71,10 @@ def test_every_charset_becomes_unicode(tmp_path: Path) -> None:
     assert {path.name: found for path in files if (found := agrees_with_pydicom(path))} == {}
 
 
-@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big", "deflated", "rle"])
-def test_every_syntax_and_modality(tmp_path: Path, syntax: str) -> None:
-    files = synth(tmp_path, "--studies", "7", "--instances", "1", "--modality", "CT,MR,CR,US,SC,SR,PDF", "--syntax",
-                  syntax)
+def test_every_syntax_and_modality(tmp_path: Path) -> None:
+    files = synth(tmp_path, "--studies", "35", "--instances", "1", "--modality", "CT,MR,CR,US,SC,SR,PDF", "--syntax",
+                  "explicit,implicit,big,deflated,rle")
+    assert len({opened(path)[1] for path in files}) == 5
     assert {path: found for path in files if (found := agrees_with_pydicom(path))} == {}
     for path in files:
         stream, transfer_syntax = opened(path)
@@ -108,7 +108,7 @@ def test_non_conformant_files_never_stop_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA.exists(), reason="no directory of real images (DGIS_TEST_DATA)")
 def test_real_images_agree_with_pydicom() -> None:
     seen, wrong = 0, {}
-    for path in sorted(DATA.rglob("*"))[::3]:
+    for path in sorted(DATA.rglob("*"))[::6]:
         try:
             stream, _ = opened(path)
         except (ValueError, OSError, AttributeError, pydicom.errors.InvalidDicomError):
@@ -120,7 +120,7 @@ def test_real_images_agree_with_pydicom() -> None:
         if found:
             wrong[path.name] = found
     assert wrong == {}
-    assert seen > 200
+    assert seen > 100
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_goes_in() -> None:
@@ -206,15 +206,15 @@ GOOD = encoded(SpecificCharacterSet="ISO_IR 192", SOPClassUID="1.2", SOPInstance
                StudyInstanceUID="1", SeriesInstanceUID="2", Rows=512, NumberOfFrames="3", OtherPatientIDs=["1", "2"])
 
 
-@pytest.mark.parametrize("cut", range(1, len(GOOD)))
-def test_truncated_anywhere(cut: int) -> None:
-    try:
-        found = extract(io.BytesIO(GOOD[:cut]), EXPLICIT_LE)
-    except HeaderError:
-        assert cut < 20
-        return
-    columns(found.raw, found.syntax)
-    assert GOOD.startswith(found.raw)
+def test_truncated_anywhere() -> None:
+    for cut in range(1, len(GOOD)):
+        try:
+            found = extract(io.BytesIO(GOOD[:cut]), EXPLICIT_LE)
+        except HeaderError:
+            assert cut < 20
+            continue
+        columns(found.raw, found.syntax)
+        assert GOOD.startswith(found.raw)
 
 
 @settings(max_examples=300, deadline=None)

@@ -218,7 +218,13 @@ CASES = [
 ]
 
 
-def test_listed_keys_are_index_backed(large: Database) -> None:
+LOCATE_CASES: list[dict[str, Any]] = [
+    {"studies": ["1.2.77"]}, {"series": ["1.2.77.1"]}, {"instances": ["1.2.3.77", "1.2.3.78"]},
+    {"studies": ["1.2.77"], "series": ["1.2.77.1"], "instances": ["1.2.3.153"]},
+    {"patients": [{"patient_id": "P000077"}, {"patient_id": "P000078", "issuer": "A"}]}]
+
+
+def test_listed_keys_and_locate_are_index_backed(large: Database) -> None:
     for level, keyword, op, values, index in CASES:
         match = Match.model_validate({"keyword": keyword, "op": op, "values": values})
         query = Query.model_validate({"level": level, "matches": [match], "limit": 100})
@@ -227,10 +233,6 @@ def test_listed_keys_are_index_backed(large: Database) -> None:
         assert scans(large, found) == [], (level, keyword, op, found)
 
 
-@pytest.mark.parametrize("lists", [
-    {"studies": ["1.2.77"]}, {"series": ["1.2.77.1"]}, {"instances": ["1.2.3.77", "1.2.3.78"]},
-    {"studies": ["1.2.77"], "series": ["1.2.77.1"], "instances": ["1.2.3.153"]},
-    {"patients": [{"patient_id": "P000077"}]}])
-def test_locate_is_index_backed(large: Database, lists: dict[str, Any]) -> None:
-    found = plan(large, locate_statement(large, LocateRequest.model_validate(lists)))
-    assert scans(large, found) == [], found
+    for lists in LOCATE_CASES:
+        found = plan(large, locate_statement(large, LocateRequest.model_validate(lists)))
+        assert scans(large, found) == [], found
