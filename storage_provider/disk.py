@@ -43,22 +43,31 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         offset += written
 
 
-def make_dirs(path: Path, *, below: Path) -> None:
-    """Make a directory and its parents below `below`, each one durable."""
-    if path == below or path.is_dir():
-        return
-    make_dirs(path.parent, below=below)
-    path.mkdir(mode=0o700, exist_ok=True)
-    fsync_dir(path.parent)
+class Folders:
+    """Makes the folders below `top` durable, each once; thread-safe (doing it twice is harmless)."""
+
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._durable: set[Path] = {top}
+
+    def make(self, folder: Path) -> None:
+        """Make a folder and its parents; they are durable only after `settle`."""
+        if folder not in self._durable:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def settle(self, folder: Path) -> None:
+        """Make sure that the folder survives power loss: sync the names of each one above it, from the top."""
+        if folder not in self._durable:
+            self.settle(folder.parent)
+            fsync_dir(folder.parent)
+            self._durable.add(folder)
 
 
-def publish(source: Path, target: Path, *, below: Path) -> None:
-    """Rename a synced file to its final name, durably; missing directories below `below` are made."""
-    try:
-        os.replace(source, target)
-    except FileNotFoundError:
-        make_dirs(target.parent, below=below)
-        os.replace(source, target)
+def publish(source: Path, target: Path, folders: Folders) -> None:
+    """Rename a synced file to its final name, durably; missing folders are made."""
+    folders.make(target.parent)
+    folders.settle(target.parent)
+    os.replace(source, target)
     fsync_dir(target.parent)
 
 

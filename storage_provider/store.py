@@ -18,7 +18,7 @@ from pathlib import Path
 
 from storage_provider.channel import Space, Stat, Stored
 from storage_provider.checksum import sha256_of
-from storage_provider.disk import create, disk_errors, fsync_dir, publish, sync, write_at
+from storage_provider.disk import Folders, create, disk_errors, fsync_dir, publish, sync, write_at
 from storage_provider.errors import Corrupt, LocalFault, NotFound, Refused
 from storage_provider.keys import is_sha256, object_key, parse_key, parse_prefix
 from storage_provider.space import Ledger
@@ -36,6 +36,7 @@ class Store:
         self._locks = tuple(threading.Lock() for _ in range(_LOCKS))
         for directory in (self._objects, self._stage, root / "uploads"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folders = Folders(self._objects)
         self._guard = _claim(root)
         for orphan in self._stage.iterdir():
             orphan.unlink()
@@ -72,7 +73,7 @@ class Store:
                 if existing is not None and existing == size and sha256_of(target) == parse_key(key):
                     source.unlink()
                     return self._stored(key, size), False
-                publish(source, target, below=self._objects)
+                publish(source, target, self._folders)
                 self.ledger.keep(size, replaced=existing or 0)
                 settled = True
             return self._stored(key, size), True
@@ -96,6 +97,10 @@ class Store:
             self.ledger.release(size)
             raise
         return self.adopt(path, key, size)
+
+    def prepare(self, key: str) -> None:
+        """Make the folder that will hold an object."""
+        self._folders.make((self._objects / key).parent)
 
     def confirm(self, key: str, size: int) -> Stored | None:
         """Return the object when it is there and its size and re-read digest are right; None otherwise."""
@@ -225,6 +230,8 @@ class Incoming:
             if self._digest.hexdigest() != self._sha256:
                 raise Corrupt("the bytes sent do not have the key's SHA-256", key=self._key)
             with disk_errors(self._key):
+                # The folders first: syncing the file then syncs them too on a journalling file system
+                self._store.prepare(self._key)
                 os.fsync(self._fd)
         except BaseException:
             self.abort()
