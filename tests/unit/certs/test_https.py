@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -27,6 +29,7 @@ from certs.https.server import add_check, create_app, guarded, route_rules, rule
 from certs.https.session import GridSession
 from certs.peer import Peer
 from certs.policy import ANY_ROLE, OPEN_TO_VERIFIED, Rule
+from certs.tls import server_context
 from tests.helpers import rawtls
 from tests.helpers.pki import SiteHome
 from tests.helpers.rawtls import Kept
@@ -468,6 +471,33 @@ class TestPatience:
         assert told.startswith(b"HTTP/1.1 431")
 
 
+@contextmanager
+def forgetful_server(site: SiteHome, seen: list[bytes]) -> Iterator[str]:
+    """Close the first connection on its request, answer the second."""
+    context = server_context(site.catalog()).context
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(5)
+
+    def run() -> None:
+        for answer in (b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"):
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            with context.wrap_socket(plain, server_side=True) as connection:
+                seen.append(connection.recv(65536))
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(6)
+
+
 def read_to_the_end(client: ssl.SSLSocket) -> bytes:
     """Return what comes until the other side ends or resets the connection; a timeout is an error."""
     got = b""
@@ -512,6 +542,19 @@ class TestSilence:
         with running(make_app(site, Gates()), site.catalog(), listen=listen) as again:
             assert again == address
             assert session.json("GET", f"{address}/v1/whoami")
+
+    @pytest.mark.parametrize(("method", "asked_again"), [("GET", True), ("POST", False)])
+    def test_a_connection_closed_while_idle(self, site: SiteHome, method: str, asked_again: bool) -> None:
+        """Asked again where that is harmless; whether a POST was done nobody knows, so its caller is told."""
+        seen: list[bytes] = []
+        with forgetful_server(site, seen) as address:
+            session = GridSession(site.gateway(), read_timeout=3)
+            if asked_again:
+                assert session.json(method, f"{address}/x") == {}
+            else:
+                with pytest.raises(Unanswered, match="closed the connection"):
+                    session.json(method, f"{address}/x", body={})
+        assert len(seen) == (2 if asked_again else 1)
 
     def test_only_https(self, gateway: GridSession) -> None:
         with pytest.raises(ConfigError, match="begins with https://"):

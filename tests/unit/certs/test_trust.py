@@ -6,10 +6,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs import profiles
 from certs import trust as trust_module
 from certs.credential import Credential
 from certs.errors import TrustError
+from certs.profiles import CrlRequest
 from certs.trust import Trust
 from tests.helpers.pki import SiteHome
 
@@ -182,12 +186,21 @@ def test_a_broken_crl_counts_as_missing(fresh_site: SiteHome) -> None:
 
 
 def test_a_crl_of_a_stranger_with_the_same_name_changes_nothing(fresh_site: SiteHome, other_site: SiteHome) -> None:
+    """It is newer than ours and names our certificate, but our CA did not sign it."""
     trust = Trust(fresh_site.trust)
     chain = trust.judge(fresh_site.catalog().cert.read_bytes())
-    for path in other_site.trust.glob("*.r0"):
-        (fresh_site.trust / path.name.replace(".r0", ".r1")).write_bytes(path.read_bytes())
+    request = CrlRequest(((chain.serial, NOW),), 1000, NOW + timedelta(seconds=1), NOW + timedelta(days=1))
+    [ours] = [path for path in fresh_site.trust.glob("*.r0") if trust_of(path) == fresh_site.authority().cert.subject]
+    forged = profiles.crl(request, other_site.authority())
+    assert forged.issuer == trust_of(ours)
+    ours.with_suffix(".r1").write_bytes(forged.public_bytes(Encoding.PEM))
     assert trust.reload_if_changed()
     assert trust.refusal(chain) is None
+    assert ours.with_suffix(".r1") not in trust.files()
+
+
+def trust_of(path: Path) -> x509.Name:
+    return x509.load_pem_x509_crl(path.read_bytes()).issuer
 
 
 def test_files_overwritten_in_place_are_noticed(fresh_site: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
