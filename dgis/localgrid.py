@@ -244,7 +244,8 @@ def _catalog_config(paths: Paths, ports: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _storage_config(paths: Paths, ports: Mapping[str, int], name: str) -> dict[str, Any]:
-    rules = {"gateway": ["read", "write", "delete", "list"], "operator": ["read", "list"], "storage": ["read"]}
+    # Other storage elements read under a permit of the catalog only (design: pulls carry one from the start)
+    rules = {"gateway": ["read", "write", "delete", "list"], "operator": ["read", "list"]}
     return {
         "server": {"host": LOOPBACK, "port": ports[name]},
         "identity": _identity(paths, name),
