@@ -133,6 +133,11 @@ def _retrievable(run: Run) -> list[Image]:
     return list({image.instance_uid: image for image in by_path.values()}.values())
 
 
+@pytest.fixture(scope="module")
+def everything(run: Run) -> list[Image]:
+    return _retrievable(run)
+
+
 def images_by_dcmtk(run: Run) -> Iterator[Image]:
     """Study and series of each accepted instance, asked from the grid itself."""
     viewer = _viewer(run)
@@ -167,8 +172,8 @@ def test_everything_accepted_is_findable_at_release_and_drains(run: Run) -> None
     run.grid.wait_drained(120)
 
 
-def test_each_instance_comes_back_identical_by_get(run: Run) -> None:
-    wanted = _retrievable(run)
+def test_each_instance_comes_back_identical_by_get(run: Run, everything: list[Image]) -> None:
+    wanted = everything
     (completed, failed), received = _viewer(run).get(wanted)
     assert (completed, failed) == (len(wanted), 0)
     known = {uid: digest for uid, digest in received.digests.items() if run.reference.get(uid)}
@@ -187,8 +192,8 @@ def test_same_uid_other_bytes_keeps_the_first_and_lists_the_second(run: Run) -> 
     assert {row["instance_uid"] for row in listed if row["kind"] in ("content", "syntax")} >= expected
 
 
-def test_dcmtk_moves_everything_to_storescp(run: Run) -> None:
-    wanted = _retrievable(run)
+def test_dcmtk_moves_everything_to_storescp(run: Run, everything: list[Image]) -> None:
+    wanted = everything
     receiver = _storescp(run.destination, run.destination_port)
     try:
         for study in sorted({image.study_uid for image in wanted}):
@@ -219,6 +224,38 @@ def test_dcmtk_moves_everything_to_storescp(run: Run) -> None:
     wrong = [uid for uid, digests in moved.items() if digests[-1] not in run.reference.get(uid, digests)]
     assert not wrong
     assert len(moved) >= len(wanted) - 5
+
+
+GETSCU_FAMILIES = {
+    "+xe": "1.2.840.10008.1.2.1",
+    "+xi": "1.2.840.10008.1.2",
+    "+xb": "1.2.840.10008.1.2.2",
+    "+xd": "1.2.840.10008.1.2.1.99",
+    "+xs": "1.2.840.10008.1.2.4.70",
+    "+xy": "1.2.840.10008.1.2.4.50",
+    "+xx": "1.2.840.10008.1.2.4.51",
+    "+xt": "1.2.840.10008.1.2.4.80",
+    "+xu": "1.2.840.10008.1.2.4.81",
+    "+xv": "1.2.840.10008.1.2.4.90",
+    "+xw": "1.2.840.10008.1.2.4.91",
+    "+xr": "1.2.840.10008.1.2.5",
+}
+
+
+@pytest.mark.parametrize("option", GETSCU_FAMILIES)
+def test_getscu_gets_each_syntax_family(run: Run, everything: list[Image], tmp_path: Path, option: str) -> None:
+    """getscu can prefer one transfer syntax a run; what DCMTK knows of the family comes back as it was sent."""
+    wanted = [image.instance_uid for image in everything if image.transfer_syntax_uid == GETSCU_FAMILIES[option]]
+    if not wanted:
+        pytest.skip("dcmsend sent nothing in this transfer syntax")
+    keys = ("-k", "QueryRetrieveLevel=IMAGE", "-k", "SOPInstanceUID=" + "\\".join(wanted))
+    done = dcmtk.run(
+        "getscu", "-S", "+B", option, "-aec", "DGIS", *keys, "-od", tmp_path, "127.0.0.1", str(run.grid.port)
+    )
+    assert done.returncode in (0, 68), done.stdout + done.stderr  # 68: a SOP class that getscu does not propose
+    got = _data_sets(tmp_path)
+    assert not [uid for uid, digests in got.items() if digests[0] not in run.reference.get(uid, digests)]
+    assert len(got) >= 0.98 * len(wanted) - 1
 
 
 def test_file_bytes_survive_a_bit_preserving_sender(run: Run, tmp_path: Path) -> None:
