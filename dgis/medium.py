@@ -111,7 +111,7 @@ def _referenced(directory: Path) -> Iterator[Path]:
 
 def _resolve(root: Path, names: list[str]) -> Path:
     place = root
-    for name in names:
+    for name in (str(one).strip() for one in names):  # padding is no part of a File ID (PS3.10 8.2)
         if name in ("", ".", "..") or "/" in name or "\x00" in name:
             raise NotAnInstance("the DICOMDIR names a file outside of the medium")
         exact = place / name

@@ -63,10 +63,10 @@ def command(  # one parameter for each option of the contract in docs/operator.m
     """
     options = GridOptions(home.absolute(), aet, port, peers, providers, workers, accept)
     paths = Paths(options.home)
+    lock = _lock(options.home)
     paths.ready.unlink(missing_ok=True)
     if not localgrid.is_free(port):
         raise click.ClickException(f"port {port} is in use: stop what listens there, or choose another with --port")
-    lock = _lock(options.home)
     ports = localgrid.prepare(options)
     grid = _Grid(options, paths, ports, respawn=respawn)
     signal.signal(signal.SIGTERM, lambda *_: grid.supervisor.request_stop())
