@@ -100,7 +100,7 @@ def _registry_routes(app: FastAPI, service: CatalogService, threads: _Threads) -
 
     @app.post("/v1/permits", summary="Have a permit for a storage element signed")
     async def permits(request: wire.PermitRequest, peer: Asker) -> wire.PermitReply:
-        return await threads.read(lambda: service.permit(request, actor=_actor(peer)))
+        return await threads.read(lambda: service.permit(request, actor=_actor(peer), roles=peer.roles))
 
     @app.get("/v1/changes", summary="Read the change feed")
     async def changes(

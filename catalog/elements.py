@@ -111,7 +111,8 @@ class Walker:
     """Iterate over the top-level elements of one data set, up to (not into) its pixel data.
 
     After the iteration: `pixel_offset` is where the pixel data element starts (None: none reached), `complete` is
-    False when the walk had to stop before the end of the data set.
+    False when the walk had to stop before the end of the data set, `cut` is True when the data set ends within an
+    element that says how long it is: bytes are missing.
     """
 
     def __init__(self, window: Window, encoding: Encoding) -> None:
@@ -124,6 +125,7 @@ class Walker:
         self._u32 = struct.Struct(order + "I").unpack_from
         self.pixel_offset: int | None = None
         self.complete = False
+        self.cut = False
 
     def __iter__(self) -> Iterator[Element]:
         at, size, explicit = 0, self._window.size, self.encoding.explicit
@@ -135,6 +137,7 @@ class Walker:
             tag, vr, value, length = head
             if tag >= 0x7FE00000 and tag in PIXEL_DATA:
                 self.pixel_offset, self.complete = at, True
+                self.cut = length != UNDEFINED and value + length > size
                 return
             if tag == ITEM_END:  # the end of the item that was handed in as a data set
                 break
@@ -143,6 +146,7 @@ class Walker:
                 continue
             end = value + length if length != UNDEFINED else self._skip(value, explicit and vr != b"UN")
             if end is None or end > size:
+                self.cut = length != UNDEFINED
                 return
             yield Element(tag, vr, at, value, end)
             at = end

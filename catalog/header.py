@@ -30,6 +30,7 @@ class ExtractedHeader:
 
     `syntax` is the encoding of `raw` (a deflated data set is held inflated, as explicit little endian).
     `pixel_offset_in_dataset` is None without pixel data, and for deflated data sets. UIDs are None where absent.
+    `cut` is True when the data set ends within an element that says how long it is.
     """
 
     raw: bytes
@@ -40,6 +41,7 @@ class ExtractedHeader:
     instance_uid: str | None
     study_uid: str | None
     series_uid: str | None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def extract(stream: BinaryIO, transfer_syntax: str, *, length: int | None = None
         instance_uid=unique.get(_INSTANCE) or None,
         study_uid=unique.get(_STUDY) or None,
         series_uid=unique.get(_SERIES) or None,
+        cut=walker.cut,
     )
 
 

@@ -34,9 +34,12 @@ from certs.credential import Credential
 from certs.dn import DN
 from certs.errors import CredentialError, PermitError
 from certs.log import get_log
+from certs.peer import GATEWAY, OPERATOR
 from certs.permit import Permit, sign
 
 log = get_log()
+
+_PERMITTED = {GATEWAY: frozenset({"read", "write"}), OPERATOR: frozenset({"read"})}
 
 
 class CatalogService:
@@ -96,11 +99,15 @@ class CatalogService:
         log.info("conflict_resolved", conflict=conflict_id, state=settled.state, by=actor)
         return settled
 
-    def permit(self, request: PermitRequest, *, actor: str) -> PermitReply:
+    def permit(self, request: PermitRequest, *, actor: str, roles: frozenset[str]) -> PermitReply:
         """Sign a permit for a storage element that this catalog knows.
 
+        A gateway may have reading and writing permitted, an operator reading; deleting needs an area's own rule.
         Raises UnknownSubject for another SE, CatalogRefused for a permit that cannot be.
         """
+        beyond = sorted(set(request.verbs).difference(*(_PERMITTED.get(role, frozenset()) for role in roles)))
+        if beyond:
+            raise CatalogRefused(f"your roles may not have {', '.join(beyond)} permitted")
         if request.se not in {element.name for element in self.store.storage_elements()}:
             raise UnknownSubject("no storage element of that name is registered")
         expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=request.seconds)
@@ -133,5 +140,6 @@ def _prepared(record: InstanceRecord) -> Prepared | RegisterResult:
 
 
 def _rejected(record: InstanceRecord, reason: str) -> RegisterResult:
-    return RegisterResult(instance_uid=record.instance_uid, object_key=record.object_key, outcome="rejected",
-                          reason=reason)
+    return RegisterResult(
+        instance_uid=record.instance_uid, object_key=record.object_key, outcome="rejected", reason=reason
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _FLUSH_BYTES = 256 * 1024
 _FLUSH_PARTS = 512
 _PADDING = " \0\t\r\n"
 _ZSTD_LEVEL = 3
+# Odd UIDs are kept (hex digests, one number, 70 characters); these are attacks on whoever makes a file name of one.
+_NO_UID = re.compile(r"[/\\\x00-\x1f\x7f]")
 _compressors = threading.local()
 
 
@@ -202,6 +205,11 @@ def _check_identity(arrival: Arrival, header: ExtractedHeader) -> tuple[str, str
     for name, uid in (("Study", header.study_uid), ("Series", header.series_uid)):
         if not _strip(uid or ""):
             raise BadDataSet(f"the data set has no {name} Instance UID", status=DATA_SET_MISMATCH)
+    for uid in (instance, header.study_uid or "", header.series_uid or ""):
+        if _NO_UID.search(_strip(uid)):
+            raise BadDataSet("a UID holds a path separator or control character", status=DATA_SET_MISMATCH)
+    if header.cut:
+        raise BadDataSet("the data set is cut short: it ends within an element")
     inside = _strip(header.instance_uid or "")
     if inside and inside != instance:
         raise BadDataSet("SOP Instance UID of data set and command differ", status=DATA_SET_MISMATCH)

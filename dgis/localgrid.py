@@ -19,6 +19,8 @@ import tomli_w
 
 from certs import ca
 from certs.credential import Credential
+from certs.errors import TrustError
+from certs.trust import Trust
 from dgis.errors import DgisError
 
 LOOPBACK = "127.0.0.1"
@@ -134,6 +136,7 @@ def prepare(options: GridOptions) -> dict[str, int]:
         ca.init_site(options.home, organisation=ORGANISATION)
     _issue_missing(options, paths)
     keep_fresh(options)
+    _replace_refused(options, paths)
     ports = choose_ports(paths.home / "ports.json", ("catalog", "dgis", *options.provider_names))
     _write_configs(options, paths, ports)
     return ports
@@ -161,6 +164,18 @@ def _issue_missing(options: GridOptions, paths: Paths) -> None:
     if not paths.credential("operator").cert.exists():
         paths.service("operator").mkdir(exist_ok=True, mode=0o700)
         ca.issue_user(options.home, "operator", roles=frozenset({"operator"}), out=paths.service("operator"))
+
+
+def _replace_refused(options: GridOptions, paths: Paths) -> None:
+    """Issue anew, with a new key, what the grid itself would refuse: after a revocation the service goes on."""
+    trust = Trust(paths.trust)
+    for name in _service_roles(options):
+        credential = paths.credential(name)
+        try:
+            trust.judge(credential.cert.read_bytes())
+        except TrustError:
+            credential.cert.unlink()
+    _issue_missing(options, paths)
 
 
 def _known_providers(paths: Paths) -> int:

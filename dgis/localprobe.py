@@ -9,7 +9,7 @@ from catalog.client import CatalogClient
 from catalog.errors import CatalogError
 from catalog.wire import Site, StorageElement
 from certs.config import IdentityConfig
-from certs.errors import ServiceError
+from certs.errors import Answered, ServiceError
 from certs.https.session import GridSession
 from dgis import localgrid
 from dgis.localgrid import GridHomeError, GridOptions, Paths
@@ -32,7 +32,7 @@ class Probe:
         self._given_up = given_up
 
     def wait_https(self, name: str, url: str) -> None:
-        """Return when ``GET /health`` of the service answers."""
+        """Return when ``GET /health`` of the service answers, well or not."""
         self._until(f"{name} at {url}", lambda: self._healthy(url))
 
     def wait_echo(self, aet: str, host: str, port: int) -> None:
@@ -55,6 +55,8 @@ class Probe:
     def _healthy(self, url: str) -> bool:
         try:
             self._session.json("GET", f"{url}/health")
+        except Answered:
+            return True  # unwell, a full disk say: it serves what it can, dgis status shows the rest
         except ServiceError:
             return False
         return True

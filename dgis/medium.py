@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,10 @@ EXPLICIT_BE = "1.2.840.10008.1.2.2"
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 _HEAD = 1 << 16
 _KNOWN_VRS = frozenset(vr.value.encode() for vr in VR if len(vr.value) == 2)
+_UNREADABLE = (
+    InvalidDicomError, AttributeError, NotImplementedError, ValueError, EOFError, OSError, KeyError, RecursionError,
+    TypeError,
+)  # fmt: skip
 _FIRST_GROUPS = (0x0002, 0x0004, 0x0008, 0x0009, 0x0010)
 
 
@@ -45,22 +49,25 @@ class FileInstance:
     transfer_syntax: str
 
 
-def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+def find_files(paths: Iterable[Path], problem: Callable[[Path, str], None]) -> Iterator[Path]:
     """Every candidate file: a file itself, all files below a folder, the files that a DICOMDIR names (PS3.3 F.3).
 
     Symbolic links to folders are not followed. A DICOMDIR inside a folder is passed over: its files are found anyhow.
+    `problem` hears of a DICOMDIR, or a record of one, that cannot be followed; the others are.
     """
     for path in paths:
         if path.is_dir():
             yield from _below(path)
         elif _is_directory_file(path):
-            yield from _referenced(path)
+            yield from _referenced(path, problem)
         else:
             yield path
 
 
 def open_instance(path: Path) -> FileInstance:
     """Tell what ``path`` holds. Raises NotAnInstance, or OSError when it cannot be read."""
+    if not path.is_file():
+        raise NotAnInstance("not a regular file" if path.exists() else "there is no such file")
     with path.open("rb") as stream:
         offset, meta = _read_head(stream)
         if meta.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
@@ -95,18 +102,25 @@ def _is_directory_file(path: Path) -> bool:
         return False
 
 
-def _referenced(directory: Path) -> Iterator[Path]:
+def _referenced(directory: Path, problem: Callable[[Path, str], None]) -> Iterator[Path]:
     """The files of a DICOMDIR, by Referenced File ID (0004,1500); names are matched without regard to case, because
-    media are often copied to file systems that changed it. A component that leaves the medium is passed over."""
+    media are often copied to file systems that changed it."""
     try:
-        records = dcmread(directory).DirectoryRecordSequence
-    except (InvalidDicomError, AttributeError, NotImplementedError, ValueError):
-        raise NotAnInstance(f"{directory} cannot be read as a DICOMDIR") from None
+        records = list(dcmread(directory).DirectoryRecordSequence)
+    except _UNREADABLE:
+        problem(directory, "it cannot be read as a DICOMDIR; import the folder that it lies in instead")
+        return
+    named = 0
     for record in records:
-        parts = record.get("ReferencedFileID")
-        if parts:
-            names = [parts] if isinstance(parts, str) else list(parts)
-            yield _resolve(directory.parent, names)
+        try:
+            parts = record.get("ReferencedFileID")
+            if parts:
+                named += 1
+                yield _resolve(directory.parent, [parts] if isinstance(parts, str) else list(parts))
+        except (NotAnInstance, *_UNREADABLE) as error:
+            problem(directory, str(error) if isinstance(error, NotAnInstance) else "a record cannot be read")
+    if not named:
+        problem(directory, "it names no file; import the folder that it lies in instead")
 
 
 def _resolve(root: Path, names: list[str]) -> Path:

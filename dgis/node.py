@@ -107,9 +107,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     elements = Elements(catalog)
     engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
-    sources = Sources(
-        open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable
-    )
+    sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
     return Services(
         ingest=make_ingest(node, metrics),
         search=Search(catalog, unreachable, metrics),

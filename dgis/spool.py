@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgis.disk import ProcessDirectory, SharedSync, fsync_directory, remove_stale, spool_error
-from dgis.errors import DamagedEntry
+from dgis.errors import DamagedEntry, SpoolFull
 from dgis.incoming import Incoming, SpoolEntry
 from dgis.quota import SpoolRoom, walk
 from dgis.record import Arrival, SpoolRecord, read_record
@@ -74,6 +74,15 @@ class Spool:
         except OSError as error:
             raise spool_error(error, "cannot use the spool") from error
         return Incoming(arrival, path, room=self._room, publish=self._publish)
+
+    def full(self) -> str | None:
+        """Say why nothing more fits now; None while something does."""
+        try:
+            self._room.check()
+        except SpoolFull as error:
+            return str(error)
+        self._room.give_back(1)
+        return None
 
     def close(self) -> None:
         """Remove this process's incoming/ directory."""

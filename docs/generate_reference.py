@@ -34,6 +34,7 @@ EXIT_CODES = {
     1: "failed; standard error says why",
     2: "wrong usage; standard error says what to write instead",
     3: "partly done: some items failed, or something needs a look; each is named",
+    10: "`dgis-storage fsck` only: objects that are not what their key says",
 }
 
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "conflicts": ("dgis.cli.conflicts", "Instances that came twice with different content."),
     "demo": ("dgis.cli.demo", "Bring up a grid, do the main job on real images, show it."),
     "import": ("dgis.cli.importing", "File studies from disk or a DICOMDIR medium."),
+    "se": ("dgis.cli.se", "Storage elements: which there are, and their doors."),
     "serve": ("dgis.cli.serve", "Run one DGIS from its node.toml."),
     "status": ("dgis.cli.status", "Services, certificates, spool, storage and last errors."),
     "up": ("dgis.cli.up", "A whole grid on this machine, in the foreground."),
@@ -65,4 +66,7 @@ def main() -> None:
         cli(standalone_mode=True)
     except (CertsError, DgisError) as error:
         click.echo(f"dgis: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"dgis: {error.strerror or error}: {error.filename or 'see the arguments'}", err=True)
         sys.exit(1)

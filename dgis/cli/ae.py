@@ -10,6 +10,7 @@ import click
 from dgis.cli.nodes import node_options, node_table, read_node
 from dgis.cli.output import EXIT_FAILED, EXIT_OK, Format, console, format_option, print_json, print_rows
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, Right
+from dgis.dimse.ae import read as read_table
 
 RIGHTS: tuple[Right, ...] = ("echo", "store", "find", "move", "get", "commit")
 VIEWER_RIGHTS = "echo,store,find,move,get"
@@ -33,7 +34,7 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
             "networks": list(entry.networks),
             "issuer": entry.issuer,
         }
-        for entry in node_table(home, config).entries()
+        for entry in read_table(node_table(home, config).path)
     ]
     print_rows(fmt, "Application entities", rows, empty="the table is empty; dgis ae add TITLE ... fills it")
 

@@ -40,6 +40,7 @@ class _Tally:
     filed: int = 0
     filed_bytes: int = 0
     refused: list[tuple[Path, str]] = field(default_factory=list)
+    stopped: str = ""
 
 
 @click.command("import", epilog="Example: dgis import --home grid /media/cdrom/DICOMDIR /archive/2019")
@@ -56,21 +57,23 @@ def command(*, paths: tuple[Path, ...], home: Path, config: Path | None, title: 
     reason.
     """
     node = read_node(home, config)
-    files = list(find_files(paths))
-    if not files:
-        raise click.ClickException("there are no files below the given paths")
     tally = _Tally()
+    files = list(find_files(paths, lambda path, why: tally.refused.append((path, why))))
+    if not files and not tally.refused:
+        raise click.ClickException("there are no files below the given paths")
     session = uuid.uuid4().hex
     ingest = make_ingest(node, make_metrics(None))
     with _progress() as bar:
         task = bar.add_task("filing", total=len(files))
         for path in files:
-            _file_one(ingest, path, Source(title, node, session), tally)
+            if not _file_one(ingest, path, Source(title, node, session), tally):
+                break
             bar.advance(task)
         bar.update(task, description="cataloguing")
         settled = ingest.settle(session, timeout=wait)
     _report(tally, settled=settled, fmt=fmt)
-    sys.exit(EXIT_OK if settled and not tally.refused else EXIT_PARTLY if tally.filed else EXIT_FAILED)
+    well = settled and not tally.refused and not tally.stopped
+    sys.exit(EXIT_OK if well else EXIT_PARTLY if tally.filed else EXIT_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +103,20 @@ def _progress() -> Progress:
     return Progress(*columns, console=notes(), transient=True)
 
 
-def _file_one(ingest: Ingest, path: Path, source: Source, tally: _Tally) -> None:
-    """File one; what is wrong with one file never stops the others, a full spool does."""
+def _file_one(ingest: Ingest, path: Path, source: Source, tally: _Tally) -> bool:
+    """File one; what is wrong with one file never stops the others, a full spool does (then False)."""
     try:
         instance = open_instance(path)
         tally.filed_bytes += _stream(ingest, instance, source)
         tally.filed += 1
     except (NotAnInstance, BadDataSet, Part10Error) as error:
         tally.refused.append((path, str(error)))
-    except SpoolError:
-        raise
+    except SpoolError as error:
+        tally.stopped = f"stopped at {path}: {error}; make room and run the same import again"
+        return False
     except OSError as error:
         tally.refused.append((path, error.strerror or "it cannot be read"))
+    return True
 
 
 def _stream(ingest: Ingest, instance: FileInstance, source: Source) -> int:
@@ -130,7 +135,15 @@ def _stream(ingest: Ingest, instance: FileInstance, source: Source) -> int:
 def _report(tally: _Tally, *, settled: bool, fmt: Format) -> None:
     if fmt == "json":
         refused = [{"path": str(path), "reason": reason} for path, reason in tally.refused]
-        print_json({"filed": tally.filed, "bytes": tally.filed_bytes, "catalogued": settled, "refused": refused})
+        print_json(
+            {
+                "filed": tally.filed,
+                "bytes": tally.filed_bytes,
+                "catalogued": settled,
+                "refused": refused,
+                "stopped": tally.stopped,
+            }
+        )
         return
     if tally.refused:
         console().print(table("Refused", ("File", "Reason"), [[str(path), reason] for path, reason in tally.refused]))
@@ -138,3 +151,5 @@ def _report(tally: _Tally, *, settled: bool, fmt: Format) -> None:
         "all in the catalog" if settled else "not all in the catalog yet: they are safe in the spool, see dgis status"
     )
     console().print(f"{tally.filed} instances filed ({size(tally.filed_bytes)}), {len(tally.refused)} refused; {state}")
+    if tally.stopped:
+        notes().print(tally.stopped, style="red")

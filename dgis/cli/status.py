@@ -173,6 +173,10 @@ def _add_spool(status: _Status, node: NodeConfig) -> None:
         "rejected": [{"name": name, "reason": reason} for name, reason in rejected],
         "damaged": list(damaged),
     }
+    full = spool.full()
+    status.spool["full"] = full
+    if full:
+        status.troubles.append(f"the spool takes nothing more ({full}): C-STORE answers A700 until there is room")
     if rejected:
         status.troubles.append(f"{len(rejected)} objects refused by the catalog lie in {spool.root / 'rejected'}")
     if damaged:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import TypeAdapter
 
 from dgis import localgrid
+from dgis.config import AeTitle
 from dgis.localgrid import GridOptions, Paths, PeerAE
 from dgis.supervisor import Child, Supervisor
 
@@ -28,12 +30,19 @@ def _peers(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
         raise click.BadParameter(str(error)) from None
 
 
+def _title(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        return TypeAdapter(AeTitle).validate_python(value)
+    except ValueError:
+        raise click.BadParameter("1 to 16 printable ASCII characters, no backslash (PS3.5 6.2)") from None
+
+
 @click.command(
     "up",
     epilog="Example: dgis up --home grid --aet DGIS --port 11112 --peer VIEWER:127.0.0.1:11113",
 )
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where all state lies.")
-@click.option("--aet", default="DGIS", show_default=True, help="AE title of the DGIS.")
+@click.option("--aet", default="DGIS", show_default=True, callback=_title, help="AE title of the DGIS.")
 @click.option("--port", default=11112, show_default=True, type=click.IntRange(1, 65535), help="DIMSE port.")
 @click.option("--peer", "peers", multiple=True, callback=_peers, metavar="AET:HOST:PORT", help="A move destination.")
 @click.option("--providers", default=2, show_default=True, type=click.IntRange(1, 9), help="Storage providers.")
@@ -99,6 +108,7 @@ class _Grid:
         self.options, self.paths, self.ports = options, paths, ports
         self.respawn = respawn
         self.supervisor = Supervisor(respawn=respawn, on_death=_report_death, environment=dict(os.environ))
+        self._told: dict[str, Any] = {}
         self._next_freshen = time.monotonic() + FRESHEN_SECONDS
 
     def run(self) -> int:
@@ -144,7 +154,8 @@ class _Grid:
         return None
 
     def _announce(self) -> None:
-        localgrid.write_atomic(self.paths.ready, json.dumps(self._facts(), indent=1).encode())
+        self._told = self._facts()
+        localgrid.write_atomic(self.paths.ready, json.dumps(self._told, indent=1).encode())
         names = self.options.provider_names
         doors = ", ".join(f"{name} at {localgrid.service_url(self.ports[name])}" for name in names)
         click.echo(
@@ -172,6 +183,10 @@ class _Grid:
         }
 
     def _tick(self) -> None:
+        facts = self._facts()
+        if facts != self._told:  # a child came back under another process id
+            self._told = facts
+            localgrid.write_atomic(self.paths.ready, json.dumps(facts, indent=1).encode())
         if time.monotonic() >= self._next_freshen:
             self._next_freshen = time.monotonic() + FRESHEN_SECONDS
             localgrid.keep_fresh(self.options)

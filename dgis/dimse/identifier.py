@@ -171,7 +171,8 @@ def _match(element: Element, keyword: str, charset: Charset) -> Match | None:
         return None
     if len(text) > _MAX_VALUE:
         raise IdentifierError("a value is too long", offending=(element.tag,))
-    if element.vr in _RANGE_VRS and "-" in text and not re.fullmatch(r"\d{4,14}(\.\d+)?[+-]\d{4}", text):
+    zone = element.vr == "DT" and re.fullmatch(r"\d{4,14}(\.\d+)?[+-]\d{4}", text)
+    if element.vr in _RANGE_VRS and "-" in text and not zone:
         return _range(text, keyword)
     values = [text] if element.vr in _ONE_VALUE_VRS else [part.strip() for part in text.split("\\") if part.strip()]
     if element.vr in _WILD_VRS and len(values) == 1 and ("*" in text or "?" in text):

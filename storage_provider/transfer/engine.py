@@ -6,21 +6,23 @@ It takes plain sources and a channel factory; it knows no catalog, no scheme and
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from storage_provider.channel import Channel, ObjectSpec, Space, Stored
-from storage_provider.errors import Corrupt, LocalFault, StorageError, Unreachable
+from storage_provider.errors import Cancelled, Corrupt, LocalFault, StorageError, Unreachable
 from storage_provider.transfer.fetch import Blame, Caller, Fetch, Patience, Source
 from storage_provider.transfer.landing import Landing
 from storage_provider.transfer.plan import Limits
-from storage_provider.transfer.route import DoorHealth, Doors, Route
+from storage_provider.transfer.route import FIRST_REST, DoorHealth, Doors, Route
 
 __all__ = ["Blame", "DoorHealth", "Doors", "Engine", "Fetched", "Limits", "Patience", "Source"]
 
 T = TypeVar("T")
+_ASK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Engine:
         NoSpace or LocalFault for the local disk; else the error of the replicas, a passing one if any was passing.
         """
         ObjectSpec(source.key, source.size, source.sha256, source.chunks)
+        self._await_a_door(source, cancelled)
         with Landing(target, source.key) as landing:
             fetch = Fetch(source, landing, route=self._route, open_channel=self.channel, limits=self._limits)
             try:
@@ -95,6 +98,20 @@ class Engine:
                     self._on_blame(blame)
             landing.publish()
         return Fetched(target, source.size, source.sha256, tuple(fetch.served.items()), tuple(fetch.blames))
+
+    def _await_a_door(self, source: Source, cancelled: Callable[[], bool]) -> None:
+        """When no replica answered lately, wait for the next try if it is near, else say so at once: the thousandth
+        object of a study must not wait out what the first one showed."""
+        rest = min((self._route.back_in(doors) for doors in source.doors if doors.urls), default=0.0)
+        if rest > FIRST_REST:
+            raise Unreachable(
+                f"no storage element with a copy answered lately; tried again in {rest:.0f} s", key=source.key
+            )
+        deadline = time.monotonic() + rest
+        while (left := deadline - time.monotonic()) > 0:
+            if cancelled():
+                raise Cancelled("fetch cancelled", key=source.key)
+            time.sleep(min(left, _ASK_SECONDS))
 
     def store(
         self, spec: ObjectSpec, path: Path, doors: Doors, *, offset: int = 0, acting_for: str | None = None

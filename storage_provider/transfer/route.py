@@ -65,6 +65,13 @@ class Route:
         with self._lock:
             return all(self._doors.get((doors.se, url), _Door()).rests_until > now for url in doors.urls)
 
+    def back_in(self, doors: Doors) -> float:
+        """Return the seconds until the element's first door is tried again; 0 for one that does not rest."""
+        now = self._clock()
+        with self._lock:
+            waits = [self._doors.get((doors.se, url), _Door()).rests_until - now for url in doors.urls]
+        return max(0.0, min(waits, default=0.0))
+
     def worked(self, se: str, url: str) -> None:
         """Note that a door answered."""
         with self._lock:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
@@ -192,6 +193,10 @@ def test_what_is_no_data_set_is_refused(undisturbed: Grid, data: bytes) -> None:
 
 
 def test_mismatching_instance_uid_is_refused(undisturbed: Grid) -> None:
+    assert _store_raw(undisturbed, _encoded(_dataset("1.2.3.1000")), "1.2.3.2000") == 0xA900
+
+
+def _encoded(ds: Dataset) -> bytes:
     from io import BytesIO
 
     from pydicom.filebase import DicomFileLike
@@ -199,8 +204,23 @@ def test_mismatching_instance_uid_is_refused(undisturbed: Grid) -> None:
 
     buffer = DicomFileLike(BytesIO())
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, _dataset("1.2.3.1000"))
-    assert _store_raw(undisturbed, buffer.parent.getvalue(), "1.2.3.2000") == 0xA900
+    write_dataset(buffer, ds)
+    return buffer.parent.getvalue()
+
+
+def test_a_data_set_cut_within_its_pixel_data_is_refused(undisturbed: Grid) -> None:
+    cut = _encoded(_dataset("1.2.3.3000")) + struct.pack("<HH2s2xL", 0x7FE0, 0x0010, b"OW", 100000) + b"abc"
+    assert _store_raw(undisturbed, cut, "1.2.3.3000") == 0xC000
+
+
+@pytest.mark.parametrize("uid", ["../../../tmp/x", "/etc/passwd", "1.2.3\\4"])
+def test_a_path_for_a_uid_is_refused(undisturbed: Grid, uid: str) -> None:
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        ds = _dataset("1.2.3.4000")
+        with pydicom_config.disable_value_validation():
+            setattr(ds, keyword, uid)
+            status = _store_raw(undisturbed, _encoded(ds), str(ds.SOPInstanceUID).split("\\")[0])
+        assert status == 0xA900 or (keyword == "SOPInstanceUID" and status == 0xC000), (keyword, hex(status))
 
 
 def test_odd_files_from_the_generator(undisturbed: Grid, tmp_path: Path) -> None:

@@ -78,11 +78,14 @@ def test_an_operator_lists_its_own_storage(grid: Grid, sent: list[Image]) -> Non
 
 
 def test_status_sees_a_well_grid(grid: Grid) -> None:
+    def elements() -> set[bool | None]:
+        return {element["reachable"] for element in grid.status()["storage_elements"]}
+
+    wait_until(lambda: elements() == {True}, seconds=15, what="the worker has asked every element")
     done = grid.cli("status", "--format", "json")
     status = json.loads(done.stdout)
     assert status["ok"] and status["spool"]["backlog"] == 0
     assert {service["name"] for service in status["services"]} == {"catalog", "dgis", "se1", "se2"}
-    assert {element["reachable"] for element in status["storage_elements"]} == {True}
     text = grid.cli("status").stdout
     assert "All is well" in text and "Certificates" in text
 
@@ -178,6 +181,36 @@ def _find_status(grid: Grid) -> int:
     return statuses[-1]
 
 
+def test_both_elements_silent_does_not_hang_a_retrieve(grid: Grid, sent: list[Image]) -> None:
+    """Twelve images on two frozen elements: each fails, and the later ones at once."""
+    _store(grid, sent)
+    grid.wait_drained()
+    pids = [provider["pid"] for provider in grid.ready["providers"]]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        (completed, failed), _ = _viewer(grid).get(sent)
+        assert (completed, failed) == (0, len(sent))
+        assert time.monotonic() - started < 45
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: _viewer(grid).get(sent)[0] == (len(sent), 0), seconds=70, what="back", every=2.0)
+
+
+def test_an_operator_cannot_permit_itself_to_delete(grid: Grid) -> None:
+    client = grid.ready["client"]
+    key = "v1/ab/cd/abcd" + "0" * 60
+    body = {"dn": "/O=dgis local grid/OU=People/CN=operator", "se": "se1", "keys": [key], "verbs": ["delete"]}
+    reply = requests.post(
+        f"{grid.ready['catalog']['url']}/v1/permits", json=body, timeout=5,
+        cert=(client["cert"], client["key"]), verify=client["ca"],
+    )  # fmt: skip
+    assert reply.status_code in (403, 409, 422), reply.status_code
+    assert "delete" in reply.text
+
+
 def test_life_of_a_grid(tmp_path: Path, sent: list[Image]) -> None:
     """Killed children are reported and stay away; storing goes on without them; a restart finds everything."""
     grid = Grid(tmp_path / "grid").start()
@@ -200,6 +233,10 @@ def test_life_of_a_grid(tmp_path: Path, sent: list[Image]) -> None:
         first = again.ready["providers"][0]["pid"]
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: "se1" in again.processes(), seconds=30, what="se1 back")
+        ready = grid.home / "ready.json"
+        wait_until(
+            lambda: json.loads(ready.read_text())["providers"][0]["pid"] not in (None, first), seconds=5, what="told"
+        )
     fewer = subprocess.run(
         [str(BIN / "dgis"), "up", "--home", str(grid.home), "--providers", "1", "--port", str(free_port())],
         capture_output=True, text=True, timeout=60, check=False,

@@ -93,14 +93,26 @@ def _debian(programs: Path, directory: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     data = home / "data"
-    subprocess.run([*run, programs / "initdb", "-D", data, "-E", "UTF8", "--locale=C", "-A", "trust", "-U", "postgres"],
-                   check=True, capture_output=True, cwd="/")
+    subprocess.run(
+        [*run, programs / "initdb", "-D", data, "-E", "UTF8", "--locale=C", "-A", "trust", "-U", "postgres"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
-    subprocess.run([*run, programs / "pg_ctl", "-D", data, "-o", options, "-l", home / "log", "-w", "start"],
-                   check=True, stdout=subprocess.DEVNULL, cwd="/")
+    subprocess.run(
+        [*run, programs / "pg_ctl", "-D", data, "-o", options, "-l", home / "log", "-w", "start"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+    )
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*run, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=False,
-                       capture_output=True, cwd="/")
+        subprocess.run(
+            [*run, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"],
+            check=False,
+            capture_output=True,
+            cwd="/",
+        )
         shutil.rmtree(home, ignore_errors=True)

@@ -50,20 +50,36 @@ def record(
 ) -> InstanceRecord:
     """Make the record of one small instance; `content` stands for its pixels, `raw` replaces the header."""
     wanted: dict[str, object] = {
-        "SOPClassUID": sop_class, "SOPInstanceUID": instance_uid, "StudyDate": "20240131", "Modality": modality,
-        "PatientName": name, "PatientID": patient_id, "StudyInstanceUID": study, "SeriesInstanceUID": series,
-        "InstanceNumber": "1"}
+        "SOPClassUID": sop_class,
+        "SOPInstanceUID": instance_uid,
+        "StudyDate": "20240131",
+        "Modality": modality,
+        "PatientName": name,
+        "PatientID": patient_id,
+        "StudyInstanceUID": study,
+        "SeriesInstanceUID": series,
+        "InstanceNumber": "1",
+    }
     header = raw if raw is not None else encoded(**{**wanted, **attributes})  # type: ignore[arg-type]
     found = extract(io.BytesIO(header), EXPLICIT_LE)
     data = header + content
     sha = hashlib.sha256(b"meta" + syntax.encode() + data).hexdigest()
     return InstanceRecord(
-        instance_uid=instance_uid, sop_class_uid=sop_class, transfer_syntax_uid=syntax,
-        data_sha256=hashlib.sha256(data).hexdigest(), sha256=sha, size=len(data) + 4,
+        instance_uid=instance_uid,
+        sop_class_uid=sop_class,
+        transfer_syntax_uid=syntax,
+        data_sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha,
+        size=len(data) + 4,
         object_key=f"v1/{sha[:2]}/{sha[2:4]}/{sha}",
-        header=RawHeader.pack(found.raw, syntax=found.syntax, complete=found.complete), pixel_offset=len(header),
-        received_at=datetime(2026, 11, 20, 12, tzinfo=UTC), source_ae="CT1", called_ae="DGIS", issuer=issuer,
-        spooled_at=node)
+        header=RawHeader.pack(found.raw, syntax=found.syntax, complete=found.complete),
+        pixel_offset=len(header),
+        received_at=datetime(2026, 11, 20, 12, tzinfo=UTC),
+        source_ae="CT1",
+        called_ae="DGIS",
+        issuer=issuer,
+        spooled_at=node,
+    )
 
 
 def batch(*records: InstanceRecord) -> RegisterBatch:

@@ -25,8 +25,17 @@ MOMENT = datetime(2026, 11, 20, 10, 30, 0, 123456, tzinfo=UTC)
 
 
 def change(one: InstanceRecord, location: str, state: str, *, kind: str = "object", **more: object) -> ReplicaChange:
-    return ReplicaChange.model_validate({"object_key": one.object_key, "location": location, "kind": kind,
-                                         "state": state, "size": one.size, "sha256": one.sha256} | more)
+    return ReplicaChange.model_validate(
+        {
+            "object_key": one.object_key,
+            "location": location,
+            "kind": kind,
+            "state": state,
+            "size": one.size,
+            "sha256": one.sha256,
+        }
+        | more
+    )
 
 
 def apply(service: CatalogService, *changes: ReplicaChange) -> ReplicaReply:
@@ -43,15 +52,27 @@ def found(store: Store, **lists: object) -> list[str]:
 
 
 def test_locate_by_any_mix(service: CatalogService, store: Store) -> None:
-    service.register(batch(*[
-        record(f"{study}.{series}.{n}", study=study, series=f"{study}.{series}", patient_id=patient, issuer=issuer)
-        for study, patient, issuer in (("1", "P1", "A"), ("2", "P1", "B"), ("3", "P3", "A"))
-        for series in ("1", "2") for n in range(2)]))
+    service.register(
+        batch(
+            *[
+                record(
+                    f"{study}.{series}.{n}", study=study, series=f"{study}.{series}", patient_id=patient, issuer=issuer
+                )
+                for study, patient, issuer in (("1", "P1", "A"), ("2", "P1", "B"), ("3", "P3", "A"))
+                for series in ("1", "2")
+                for n in range(2)
+            ]
+        )
+    )
     assert found(store, studies=["1"]) == ["1.1.0", "1.1.1", "1.2.0", "1.2.1"]
     assert found(store, studies=["1", "2"], series=["2.1", "3.1"]) == ["2.1.0", "2.1.1"]
     assert found(store, studies=["1", "none"], instances=["1.1.0", "2.1.0", "none"]) == ["1.1.0"]
     assert found(store, patients=[{"patient_id": "P1"}], series=["1.1", "2.1", "3.1"]) == [
-        "1.1.0", "1.1.1", "2.1.0", "2.1.1"]
+        "1.1.0",
+        "1.1.1",
+        "2.1.0",
+        "2.1.1",
+    ]
     assert len(found(store, patients=[{"patient_id": "P1", "issuer": "B"}])) == 4
     assert len(found(store, patients=[{"patient_id": "P1", "issuer": "B"}, {"patient_id": "P3"}])) == 8
     assert found(store, instances=[str(n) for n in range(20_000)] + ["3.2.1"]) == ["3.2.1"]
@@ -74,10 +95,17 @@ def test_located_tells_everything_about_the_object(service: CatalogService, stor
     [located] = store.locate(LocateRequest(instances=("1.1",)))
     assert (located.instance_number, located.number_of_frames) == (42, 3)
     assert located.object.model_dump() == {
-        "object_key": one.object_key, "size": one.size, "sha256": one.sha256, "data_sha256": one.data_sha256,
-        "chunks": (), "pixel_offset": one.pixel_offset}
+        "object_key": one.object_key,
+        "size": one.size,
+        "sha256": one.sha256,
+        "data_sha256": one.data_sha256,
+        "chunks": (),
+        "pixel_offset": one.pixel_offset,
+    }
     assert [(r.location, r.state, r.verified_at) for r in located.replicas] == [
-        ("node1", "spooled", None), ("se1", "verified", MOMENT)]
+        ("node1", "spooled", None),
+        ("se1", "verified", MOMENT),
+    ]
     [located] = store.locate(LocateRequest(instances=("1.2",)))
     assert located.object.chunks == large.chunks
 
@@ -85,8 +113,11 @@ def test_located_tells_everything_about_the_object(service: CatalogService, stor
 def test_replica_life(service: CatalogService, store: Store) -> None:
     one = record("1.1")
     service.register(batch(one))
-    changes = (change(one, "se1", "verified"), change(one, "se2", "verified"),
-               change(one, "node1", "removed", kind="spool"))
+    changes = (
+        change(one, "se1", "verified"),
+        change(one, "se2", "verified"),
+        change(one, "node1", "removed", kind="spool"),
+    )
     assert apply(service, *changes).applied == 3
     assert apply(service, *changes).applied == 3
     assert replicas(store, "1.1") == [("se1", "object", "verified"), ("se2", "object", "verified")]
@@ -103,10 +134,16 @@ def test_wrong_changes_are_refused_by_themselves(service: CatalogService, store:
     one = record("1.1")
     service.register(batch(one))
     reply = apply(
-        service, change(one, "se1", "verified"), change(one, "se2", "verified", sha256="0" * 64),
-        change(one, "se3", "verified", size=None), change(one, "", "verified"), change(one, "a\0b", "lost"),
-        change(record("9.9"), "se1", "verified"), change(record("9.9"), "se1", "removed"),
-        change(one, "se4", "removed", object_key="a\0b"))
+        service,
+        change(one, "se1", "verified"),
+        change(one, "se2", "verified", sha256="0" * 64),
+        change(one, "se3", "verified", size=None),
+        change(one, "", "verified"),
+        change(one, "a\0b", "lost"),
+        change(record("9.9"), "se1", "verified"),
+        change(record("9.9"), "se1", "removed"),
+        change(one, "se4", "removed", object_key="a\0b"),
+    )
     assert (reply.applied, [refused.location for refused in reply.refused]) == (1, ["se2", "se3", "", "a\0b", "se1"])
     assert ("se1", "object", "verified") in replicas(store, "1.1")
 
@@ -114,8 +151,13 @@ def test_wrong_changes_are_refused_by_themselves(service: CatalogService, store:
 def test_the_last_of_contradicting_changes_counts(service: CatalogService, store: Store) -> None:
     one = record("1.1")
     service.register(batch(one))
-    apply(service, change(one, "se1", "verified"), change(one, "se1", "removed"), change(one, "se2", "lost"),
-          change(one, "se2", "verified"))
+    apply(
+        service,
+        change(one, "se1", "verified"),
+        change(one, "se1", "removed"),
+        change(one, "se2", "lost"),
+        change(one, "se2", "verified"),
+    )
     assert replicas(store, "1.1") == [("node1", "spool", "spooled"), ("se2", "object", "verified")]
 
 
@@ -127,8 +169,14 @@ def test_the_feed_tells_what_happened_in_order(service: CatalogService, store: S
     store.put_site(Site(name="a", title="Here"))
     store.put_site(Site(name="a", title="Here"))
     seen = [(one.kind, one.tombstone) for one in store.changes(after=0, limit=100)]
-    assert seen == [("instance", False), ("conflict", False), ("replica", False), ("replica", True),
-                    ("instance", True), ("site", False)]
+    assert seen == [
+        ("instance", False),
+        ("conflict", False),
+        ("replica", False),
+        ("replica", True),
+        ("instance", True),
+        ("site", False),
+    ]
     assert [one.seq for one in store.changes(after=2, limit=3)] == [3, 4, 5]
     assert store.changes(after=6, limit=3) == []
     text = str(store.changes(after=0, limit=100))
@@ -142,6 +190,8 @@ def test_elements_and_sites(store: Store) -> None:
     store.put_storage_element(StorageElement(name="se0", site="a", state="draining"))
     store.put_storage_element(one.model_copy(update={"doors": one.doors[::-1]}))
     assert [(e.name, e.doors, e.state) for e in store.storage_elements()] == [
-        ("se0", (), "draining"), ("se1", one.doors[::-1], "active")]
+        ("se0", (), "draining"),
+        ("se1", one.doors[::-1], "active"),
+    ]
     store.put_site(Site(name="b"))
     assert store.sites() == [Site(name="b", title="")]

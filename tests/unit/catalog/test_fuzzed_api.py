@@ -15,16 +15,25 @@ from certs.https.server import running
 from certs.https.session import GridSession
 from tests.helpers.pki import SiteHome
 
-QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much,
-         HealthCheck.data_too_large]
+QUIET = [
+    HealthCheck.function_scoped_fixture,
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+    HealthCheck.data_too_large,
+]
 
 
 def send(session: GridSession, url: str, case: schemathesis.Case) -> int:
     body = json.dumps(case.body).encode() if isinstance(case.body, dict | list) else b"{}"
     params = {name: str(value) for name, value in (case.query or {}).items()}
     try:
-        with session.stream(case.method, url + case.formatted_path, headers={"content-type": "application/json"},
-                            data=None if case.method == "GET" else body, params=params) as response:
+        with session.stream(
+            case.method,
+            url + case.formatted_path,
+            headers={"content-type": "application/json"},
+            data=None if case.method == "GET" else body,
+            params=params,
+        ) as response:
             response.raw.read()
             return response.status_code
     except Answered as error:
@@ -41,8 +50,7 @@ def test_generated_requests_never_break_the_service(store: Store, site: SiteHome
     with running(app, site.catalog()) as url:
         session = GridSession(identity)
 
-        @settings(max_examples=8, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate],
-                  derandomize=True)
+        @settings(max_examples=8, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], derandomize=True)
         @given(data=st.data())
         def one(data: st.DataObject) -> None:
             for operation in operations:

@@ -29,8 +29,11 @@ PIXELS = bytes.fromhex("e07f1000") + b"OW\0\0\x08\0\0\0" + bytes(8)
 
 
 def synth(out: Path, *arguments: str) -> list[Path]:
-    subprocess.run([sys.executable, str(SYNTH), "--rows", "16", "--cols", "16", *arguments, str(out)], check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, str(SYNTH), "--rows", "16", "--cols", "16", *arguments, str(out)],
+        check=True,
+        capture_output=True,
+    )
     return sorted(out.rglob("*.dcm"))
 
 
@@ -72,8 +75,17 @@ def test_every_charset_becomes_unicode(tmp_path: Path) -> None:
 
 
 def test_every_syntax_and_modality(tmp_path: Path) -> None:
-    files = synth(tmp_path, "--studies", "35", "--instances", "1", "--modality", "CT,MR,CR,US,SC,SR,PDF", "--syntax",
-                  "explicit,implicit,big,deflated,rle")
+    files = synth(
+        tmp_path,
+        "--studies",
+        "35",
+        "--instances",
+        "1",
+        "--modality",
+        "CT,MR,CR,US,SC,SR,PDF",
+        "--syntax",
+        "explicit,implicit,big,deflated,rle",
+    )
     assert len({opened(path)[1] for path in files}) == 5
     assert {path: found for path in files if (found := agrees_with_pydicom(path))} == {}
     for path in files:
@@ -124,8 +136,16 @@ def test_real_images_agree_with_pydicom() -> None:
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_goes_in() -> None:
-    data = encoded(SOPClassUID="1.2", SOPInstanceUID="1.2.3", PatientComments="x" * 70_000, PatientName="Doe",
-                   StudyInstanceUID="1", SeriesInstanceUID="2", ImageComments="y" * 60_000, StudyComments="z" * 10_000)
+    data = encoded(
+        SOPClassUID="1.2",
+        SOPInstanceUID="1.2.3",
+        PatientComments="x" * 70_000,
+        PatientName="Doe",
+        StudyInstanceUID="1",
+        SeriesInstanceUID="2",
+        ImageComments="y" * 60_000,
+        StudyComments="z" * 10_000,
+    )
     found = extract(io.BytesIO(data + PIXELS), EXPLICIT_LE)
     assert (found.complete, found.pixel_offset_in_dataset) == (False, len(data))
     assert len(found.raw) <= HEADER_CAP
@@ -153,8 +173,10 @@ def test_encoded_elements_are_kept_byte_for_byte() -> None:
 
 def test_mislabelled_implicit_and_explicit_are_read_as_they_are() -> None:
     implicit, explicit = encoded(IMPLICIT_LE, SOPInstanceUID="1.2.3"), encoded(SOPInstanceUID="1.2.3")
-    assert (extract(io.BytesIO(implicit), EXPLICIT_LE).syntax, extract(io.BytesIO(implicit), EXPLICIT_LE).instance_uid
-            ) == (IMPLICIT_LE, "1.2.3")
+    assert (
+        extract(io.BytesIO(implicit), EXPLICIT_LE).syntax,
+        extract(io.BytesIO(implicit), EXPLICIT_LE).instance_uid,
+    ) == (IMPLICIT_LE, "1.2.3")
     assert extract(io.BytesIO(explicit), IMPLICIT_LE).instance_uid == "1.2.3"
 
 
@@ -163,11 +185,20 @@ def test_sequences_of_every_length_encoding_are_stepped_over() -> None:
     ends = bytes.fromhex("feff0de000000000feffdde000000000")
     open_item = bytes.fromhex("feff00e0ffffffff")
     sequence = bytes.fromhex("08003211") + b"SQ\0\0\xff\xff\xff\xff"
-    unknown = bytes.fromhex("08003311") + b"UN\0\0\xff\xff\xff\xff" + open_item + bytes.fromhex(
-        "080000010200000041420800") [:10] + ends
+    unknown = (
+        bytes.fromhex("08003311")
+        + b"UN\0\0\xff\xff\xff\xff"
+        + open_item
+        + bytes.fromhex("080000010200000041420800")[:10]
+        + ends
+    )
     after = encoded(PatientID="7")
-    for body in (sequence + item + bytes.fromhex("feffdde000000000"), sequence + open_item + ends,
-                 sequence + open_item + sequence + open_item + ends + ends, unknown):
+    for body in (
+        sequence + item + bytes.fromhex("feffdde000000000"),
+        sequence + open_item + ends,
+        sequence + open_item + sequence + open_item + ends + ends,
+        unknown,
+    ):
         found = extract(io.BytesIO(body + after), EXPLICIT_LE)
         assert columns(found.raw, found.syntax).patient["patient_id"] == "7"
         assert found.complete
@@ -181,8 +212,12 @@ def test_ids_inside_sequences() -> None:
     step.RequestedProcedureID, step.ScheduledProcedureStepID = "RP1", "SPS1"
     issuer.LocalNamespaceEntityID = "HOSPITAL"
     for syntax in (EXPLICIT_LE, IMPLICIT_LE):
-        raw = encoded(syntax, RequestAttributesSequence=Sequence([step, Dataset()]),
-                      IssuerOfAccessionNumberSequence=Sequence([issuer]), AccessionNumber="A1")
+        raw = encoded(
+            syntax,
+            RequestAttributesSequence=Sequence([step, Dataset()]),
+            IssuerOfAccessionNumberSequence=Sequence([issuer]),
+            AccessionNumber="A1",
+        )
         parsed = columns(raw, syntax)
         assert (parsed.series["requested_procedure_id"], parsed.series["scheduled_step_id"]) == ("RP1", "SPS1")
         assert (parsed.study["accession_issuer"], parsed.study["accession_number"]) == ("HOSPITAL", "A1")
@@ -202,8 +237,17 @@ def test_endless_tiny_elements_are_given_up() -> None:
     assert (found.complete, found.pixel_offset_in_dataset) == (False, None)
 
 
-GOOD = encoded(SpecificCharacterSet="ISO_IR 192", SOPClassUID="1.2", SOPInstanceUID="1.2.3", PatientName="Šťastná^Běla",
-               StudyInstanceUID="1", SeriesInstanceUID="2", Rows=512, NumberOfFrames="3", OtherPatientIDs=["1", "2"])
+GOOD = encoded(
+    SpecificCharacterSet="ISO_IR 192",
+    SOPClassUID="1.2",
+    SOPInstanceUID="1.2.3",
+    PatientName="Šťastná^Běla",
+    StudyInstanceUID="1",
+    SeriesInstanceUID="2",
+    Rows=512,
+    NumberOfFrames="3",
+    OtherPatientIDs=["1", "2"],
+)
 
 
 def test_truncated_anywhere() -> None:

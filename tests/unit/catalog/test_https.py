@@ -59,6 +59,7 @@ Connect = Callable[..., CatalogClient]
 def connect(url: str, site: SiteHome) -> Iterator[Connect]:
     """Make a client with the roles named, `connect("gateway")`."""
     with ExitStack() as stack:
+
         def made(*roles: str) -> CatalogClient:
             session = GridSession(site.host("client-" + "-".join(roles), *roles))
             stack.callback(session.close)
@@ -86,8 +87,19 @@ def test_the_whole_life_through_the_client(connect: Connect, url: str, site: Sit
     assert len(list(short)) == 10
     assert short.truncated
 
-    gateway.update_replicas([ReplicaChange(object_key=one.object_key, location="se1", kind="object", state="verified",
-                                           size=one.size, sha256=one.sha256) for one in records])
+    gateway.update_replicas(
+        [
+            ReplicaChange(
+                object_key=one.object_key,
+                location="se1",
+                kind="object",
+                state="verified",
+                size=one.size,
+                sha256=one.sha256,
+            )
+            for one in records
+        ]
+    )
     located = list(gateway.locate(LocateRequest(studies=("1.2.1",))))
     assert len(located) == 250
     assert {replica.state for one in located for replica in one.replicas} == {"spooled", "verified"}
@@ -109,8 +121,9 @@ def test_a_refused_replica_change_is_told_and_the_rest_applied(connect: Connect)
     gateway = connect("gateway")
     one = record("1.1")
     gateway.register(batch(one))
-    good = ReplicaChange(object_key=one.object_key, location="se1", kind="object", state="verified", size=one.size,
-                         sha256=one.sha256)
+    good = ReplicaChange(
+        object_key=one.object_key, location="se1", kind="object", state="verified", size=one.size, sha256=one.sha256
+    )
     with pytest.raises(CatalogRefused, match="1 of 2"):
         gateway.update_replicas([good.model_copy(update={"object_key": "v1/unknown"}), good])
     assert gateway.register(batch(one))[0].verified_at == ("se1",)
@@ -133,8 +146,10 @@ ROUTES = {
     "register": ({"gateway"}, lambda c: c.register(batch(record("1.1")))),
     "query": ({"gateway", "operator"}, lambda c: list(c.query(ALL))),
     "locate": ({"gateway", "operator"}, lambda c: list(c.locate(LocateRequest(studies=("1",))))),
-    "replicas": ({"gateway"}, lambda c: c.update_replicas([ReplicaChange(
-        object_key="k", location="se1", kind="object", state="removed")])),
+    "replicas": (
+        {"gateway"},
+        lambda c: c.update_replicas([ReplicaChange(object_key="k", location="se1", kind="object", state="removed")]),
+    ),
     "retire": ({"operator"}, lambda c: c.retire(["1"])),
     "conflicts": ({"gateway", "operator"}, lambda c: c.conflicts()),
     "changes": ({"gateway", "operator", "catalog"}, lambda c: c.changes()),
@@ -170,8 +185,18 @@ def test_every_route_names_a_rule_and_is_published(store: Store, site: SiteHome,
     published = session.json("GET", url + "/openapi.json")
     session.close()
     assert {path for path in published["paths"] if path.startswith("/v1/")} >= {
-        "/v1/register", "/v1/query", "/v1/locate", "/v1/replicas", "/v1/retire", "/v1/conflicts", "/v1/permits",
-        "/v1/changes", "/v1/storage-elements", "/v1/sites", "/v1/conflicts/{conflict_id}/resolve"}
+        "/v1/register",
+        "/v1/query",
+        "/v1/locate",
+        "/v1/replicas",
+        "/v1/retire",
+        "/v1/conflicts",
+        "/v1/permits",
+        "/v1/changes",
+        "/v1/storage-elements",
+        "/v1/sites",
+        "/v1/conflicts/{conflict_id}/resolve",
+    }
 
 
 @pytest.mark.parametrize("new_url", ["sqlite"], indirect=True)
@@ -183,9 +208,13 @@ def test_metrics_hold_figures_and_no_patient(connect: Connect, url: str, site: S
     with session.stream("GET", url + "/metrics") as response:
         text = response.raw.read().decode()
     session.close()
-    for wanted in ('dgis_catalog_registered_total{outcome="registered"} 1.0', "dgis_catalog_register_seconds_count 1.0",
-                   'dgis_catalog_query_seconds_count{level="IMAGE"} 1.0', "dgis_catalog_instances",
-                   'dgis_catalog_conflicts_open{kind="content"}'):
+    for wanted in (
+        'dgis_catalog_registered_total{outcome="registered"} 1.0',
+        "dgis_catalog_register_seconds_count 1.0",
+        'dgis_catalog_query_seconds_count{level="IMAGE"} 1.0',
+        "dgis_catalog_instances",
+        'dgis_catalog_conflicts_open{kind="content"}',
+    ):
         assert wanted in text
     assert "secret" not in text.lower()
 
@@ -307,10 +336,23 @@ def test_no_answer_is_unavailable(site: SiteHome, new_url: object) -> None:
 def write_config(directory: Path, site: SiteHome, database: str, port: int) -> Path:
     identity = site.catalog()
     path = directory / "catalog.toml"
-    path.write_text("\n".join([
-        "[server]", f"port = {port}", "[identity]", f'cert = "{identity.cert}"', f'key = "{identity.key}"',
-        f'trust = "{site.trust}"', f'gridmap = "{site.gridmap}"', "[database]", f'url = "{database}"', "[catalog]",
-        'site = "a"']))
+    path.write_text(
+        "\n".join(
+            [
+                "[server]",
+                f"port = {port}",
+                "[identity]",
+                f'cert = "{identity.cert}"',
+                f'key = "{identity.key}"',
+                f'trust = "{site.trust}"',
+                f'gridmap = "{site.gridmap}"',
+                "[database]",
+                f'url = "{database}"',
+                "[catalog]",
+                'site = "a"',
+            ]
+        )
+    )
     return path
 
 
@@ -377,8 +419,10 @@ def test_kill_9_loses_nothing_that_was_answered(site: SiteHome, new_url: Callabl
             held = {str(row["SOPInstanceUID"]) for row in client.query(ALL)}
             assert len(answered) >= 40
             assert set(answered) <= held
-            counts = [row["NumberOfStudyRelatedInstances"] for row in client.query(
-                Query(level="STUDY", keys=("NumberOfStudyRelatedInstances",)))]
+            counts = [
+                row["NumberOfStudyRelatedInstances"]
+                for row in client.query(Query(level="STUDY", keys=("NumberOfStudyRelatedInstances",)))
+            ]
             assert set(counts) == {20}
             assert sum(map(int, map(str, counts))) == len(held)
             changes = client.changes(limit=10_000)
@@ -397,11 +441,13 @@ def test_command_line(site: SiteHome, new_url: Callable[..., str], tmp_path: Pat
 
     store.register([prepare(record(f"1.{n}")) for n in range(7)])
     store.close()
-    done = subprocess.run(cli("reindex", "--config", str(config), "--format", "json"), cwd=ROOT, capture_output=True,
-                          check=True)
+    done = subprocess.run(
+        cli("reindex", "--config", str(config), "--format", "json"), cwd=ROOT, capture_output=True, check=True
+    )
     assert json.loads(done.stdout) == {"instances": 7}
-    assert subprocess.run(cli("migrate", "--config", str(config)), cwd=ROOT, capture_output=True,
-                          check=True).stdout == b""
+    assert (
+        subprocess.run(cli("migrate", "--config", str(config)), cwd=ROOT, capture_output=True, check=True).stdout == b""
+    )
     config.write_text(config.read_text() + "\nsitee = 1\n")
     wrong = subprocess.run(cli("serve", "--config", str(config)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 1

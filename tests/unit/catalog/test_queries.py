@@ -33,22 +33,80 @@ def studies(store: Store, *matches: Match, names: str = "insensitive") -> list[s
 @pytest.fixture
 def filled(service: CatalogService, store: Store) -> Store:
     """Six studies of five patients."""
-    service.register(batch(
-        record("1.1", study="1", series="1.1", name="Müller^Jörg", patient_id="A1", SpecificCharacterSet="ISO_IR 100",
-               StudyDate="20240110", StudyTime="101530.25", AccessionNumber="ACC1", BodyPartExamined="HEAD",
-               StudyDescription="Schädel [nativ] 100%", OperatorsName=["Weiß^Anna", "Roe^Bob"], Rows=64, Columns=64),
-        record("1.2", study="1", series="1.2", name="Müller^Jörg", patient_id="A1", SpecificCharacterSet="ISO_IR 100",
-               modality="SR", sop_class="1.2.840.10008.5.1.4.1.1.88.11", SeriesNumber="007"),
-        record("2.1", study="2", series="2.1", name="MULLER^JORG^^^", patient_id="A2", modality="MR", sop_class=MR,
-               StudyDate="20240131", StudyTime="0800", AccessionNumber="ACC2", InstanceNumber="12", Rows=32),
-        record("2.2", study="2", series="2.1", name="MULLER^JORG^^^", patient_id="A2", modality="MR", sop_class=MR,
-               StudyDate="20240131", StudyTime="0800", AccessionNumber="ACC2", InstanceNumber="13", Rows=48),
-        record("3.1", study="3", series="3.1", name="Yamada^Tarou=山田^太郎=やまだ^たろう", patient_id="A3",
-               SpecificCharacterSet=JAPANESE, StudyDate="20240201", BodyPartExamined="CHEST"),
-        record("4.1", study="4", series="4.1", name="Smith", patient_id="A4*", StudyDate="2024.1.1", modality="US"),
-        record("5.1", study="5", series="5.1", name="Smithson^Al", patient_id="A5", StudyDate="", modality="US"),
-        record("6.1", study="6", series="6.1", name="Smith^Sam", patient_id="A4*", StudyDate="19990101", modality="PX"),
-    ))
+    service.register(
+        batch(
+            record(
+                "1.1",
+                study="1",
+                series="1.1",
+                name="Müller^Jörg",
+                patient_id="A1",
+                SpecificCharacterSet="ISO_IR 100",
+                StudyDate="20240110",
+                StudyTime="101530.25",
+                AccessionNumber="ACC1",
+                BodyPartExamined="HEAD",
+                StudyDescription="Schädel [nativ] 100%",
+                OperatorsName=["Weiß^Anna", "Roe^Bob"],
+                Rows=64,
+                Columns=64,
+            ),
+            record(
+                "1.2",
+                study="1",
+                series="1.2",
+                name="Müller^Jörg",
+                patient_id="A1",
+                SpecificCharacterSet="ISO_IR 100",
+                modality="SR",
+                sop_class="1.2.840.10008.5.1.4.1.1.88.11",
+                SeriesNumber="007",
+            ),
+            record(
+                "2.1",
+                study="2",
+                series="2.1",
+                name="MULLER^JORG^^^",
+                patient_id="A2",
+                modality="MR",
+                sop_class=MR,
+                StudyDate="20240131",
+                StudyTime="0800",
+                AccessionNumber="ACC2",
+                InstanceNumber="12",
+                Rows=32,
+            ),
+            record(
+                "2.2",
+                study="2",
+                series="2.1",
+                name="MULLER^JORG^^^",
+                patient_id="A2",
+                modality="MR",
+                sop_class=MR,
+                StudyDate="20240131",
+                StudyTime="0800",
+                AccessionNumber="ACC2",
+                InstanceNumber="13",
+                Rows=48,
+            ),
+            record(
+                "3.1",
+                study="3",
+                series="3.1",
+                name="Yamada^Tarou=山田^太郎=やまだ^たろう",
+                patient_id="A3",
+                SpecificCharacterSet=JAPANESE,
+                StudyDate="20240201",
+                BodyPartExamined="CHEST",
+            ),
+            record("4.1", study="4", series="4.1", name="Smith", patient_id="A4*", StudyDate="2024.1.1", modality="US"),
+            record("5.1", study="5", series="5.1", name="Smithson^Al", patient_id="A5", StudyDate="", modality="US"),
+            record(
+                "6.1", study="6", series="6.1", name="Smith^Sam", patient_id="A4*", StudyDate="19990101", modality="PX"
+            ),
+        )
+    )
     return store
 
 
@@ -106,8 +164,12 @@ def test_study_level_matching(filled: Store) -> None:
 
 
 def test_names_by_the_letter_of_the_standard(filled: Store) -> None:
-    for op, value, wanted in (("wild", "Müller*", ["1"]), ("eq", "MULLER^JORG", ["2"]), ("wild", "MULLER*", ["2"]),
-                              ("eq", "müller^jörg", [])):
+    for op, value, wanted in (
+        ("wild", "Müller*", ["1"]),
+        ("eq", "MULLER^JORG", ["2"]),
+        ("wild", "MULLER*", ["2"]),
+        ("eq", "müller^jörg", []),
+    ):
         assert studies(filled, match("PatientName", op, value), names="exact") == wanted, value
 
 
@@ -127,31 +189,75 @@ def test_the_value_of_a_series_attribute_at_study_level_is_one_that_matched(fill
 def test_series_level(filled: Store) -> None:
     keys = ("SeriesInstanceUID", "SeriesNumber", "Rows", "PatientName", "NumberOfSeriesRelatedInstances")
     found = ask(filled, "SERIES", match("StudyInstanceUID", "in", "1", "2"), keys=keys)
-    assert sorted(found, key=str) == sorted([
-        {"SeriesInstanceUID": "1.1", "SeriesNumber": None, "Rows": 64, "PatientName": "Müller^Jörg",
-         "NumberOfSeriesRelatedInstances": 1},
-        {"SeriesInstanceUID": "1.2", "SeriesNumber": "7", "Rows": None, "PatientName": "Müller^Jörg",
-         "NumberOfSeriesRelatedInstances": 1},
-        {"SeriesInstanceUID": "2.1", "SeriesNumber": None, "Rows": None, "PatientName": "MULLER^JORG^^^",
-         "NumberOfSeriesRelatedInstances": 2}], key=str)
+    assert sorted(found, key=str) == sorted(
+        [
+            {
+                "SeriesInstanceUID": "1.1",
+                "SeriesNumber": None,
+                "Rows": 64,
+                "PatientName": "Müller^Jörg",
+                "NumberOfSeriesRelatedInstances": 1,
+            },
+            {
+                "SeriesInstanceUID": "1.2",
+                "SeriesNumber": "7",
+                "Rows": None,
+                "PatientName": "Müller^Jörg",
+                "NumberOfSeriesRelatedInstances": 1,
+            },
+            {
+                "SeriesInstanceUID": "2.1",
+                "SeriesNumber": None,
+                "Rows": None,
+                "PatientName": "MULLER^JORG^^^",
+                "NumberOfSeriesRelatedInstances": 2,
+            },
+        ],
+        key=str,
+    )
     assert len(ask(filled, "SERIES", match("SeriesNumber", "eq", "7"), keys=())) == 1
     assert len(ask(filled, "SERIES", match("Rows", "eq", "48"), keys=())) == 1
 
 
 def test_image_level(filled: Store) -> None:
-    found = ask(filled, "IMAGE", match("SeriesInstanceUID", "eq", "2.1"), match("InstanceNumber", "eq", "012"),
-                keys=("SOPInstanceUID", "SOPClassUID", "InstanceNumber", "Rows", "AvailableTransferSyntaxUID",
-                      "PatientID", "ModalitiesInStudy", "NoSuchKeyword"))
-    assert found == [{"SOPInstanceUID": "2.1", "SOPClassUID": MR, "InstanceNumber": "12", "Rows": 32,
-                      "AvailableTransferSyntaxUID": "1.2.840.10008.1.2.1", "PatientID": "A2",
-                      "ModalitiesInStudy": ["MR"], "NoSuchKeyword": None}]
+    found = ask(
+        filled,
+        "IMAGE",
+        match("SeriesInstanceUID", "eq", "2.1"),
+        match("InstanceNumber", "eq", "012"),
+        keys=(
+            "SOPInstanceUID",
+            "SOPClassUID",
+            "InstanceNumber",
+            "Rows",
+            "AvailableTransferSyntaxUID",
+            "PatientID",
+            "ModalitiesInStudy",
+            "NoSuchKeyword",
+        ),
+    )
+    assert found == [
+        {
+            "SOPInstanceUID": "2.1",
+            "SOPClassUID": MR,
+            "InstanceNumber": "12",
+            "Rows": 32,
+            "AvailableTransferSyntaxUID": "1.2.840.10008.1.2.1",
+            "PatientID": "A2",
+            "ModalitiesInStudy": ["MR"],
+            "NoSuchKeyword": None,
+        }
+    ]
 
 
 def test_patient_level(filled: Store) -> None:
-    found = ask(filled, "PATIENT", match("PatientID", "eq", "A4*"),
-                keys=("PatientName", "NumberOfPatientRelatedStudies", "NumberOfPatientRelatedInstances"))
-    assert found == [{"PatientName": "Smith", "NumberOfPatientRelatedStudies": 2,
-                      "NumberOfPatientRelatedInstances": 2}]
+    found = ask(
+        filled,
+        "PATIENT",
+        match("PatientID", "eq", "A4*"),
+        keys=("PatientName", "NumberOfPatientRelatedStudies", "NumberOfPatientRelatedInstances"),
+    )
+    assert found == [{"PatientName": "Smith", "NumberOfPatientRelatedStudies": 2, "NumberOfPatientRelatedInstances": 2}]
     assert len(ask(filled, "PATIENT", match("StudyInstanceUID", "eq", "5"), keys=())) == 1
 
 
@@ -172,9 +278,14 @@ def test_every_supported_key_can_be_asked_and_matched_at_its_level(filled: Store
 
 def test_long_lists_of_every_kind(filled: Store) -> None:
     many = [str(n) for n in range(100)]
-    for keyword, op in (("PatientName", "in"), ("PatientName", "wild"), ("OtherPatientIDs", "in"),
-                        ("PatientID", "wild"),
-                        ("ReferringPhysicianName", "wild"), ("ModalitiesInStudy", "in")):
+    for keyword, op in (
+        ("PatientName", "in"),
+        ("PatientName", "wild"),
+        ("OtherPatientIDs", "in"),
+        ("PatientID", "wild"),
+        ("ReferringPhysicianName", "wild"),
+        ("ModalitiesInStudy", "in"),
+    ):
         ask(filled, "STUDY", match(keyword, op, *many), keys=())
     assert len(ask(filled, "IMAGE", match("Rows", "in", *map(str, range(30_000))), keys=())) == 3
     with pytest.raises(UnsupportedQuery):
@@ -190,11 +301,23 @@ def test_what_cannot_be_matched_is_refused_at_once(filled: Store, wrong: tuple[s
 def test_availability_follows_what_the_caller_can_reach(service: CatalogService, filled: Store) -> None:
     def moved(uid: str, **states: str) -> None:
         one = next(located for located in filled.locate(_instances(uid)))
-        service.change_replicas(ReplicaChanges(changes=tuple(
-            ReplicaChange.model_validate({"object_key": one.object.object_key, "location": location,
-                                          "kind": "object" if location.startswith("se") else "spool", "state": state,
-                                          "size": one.object.size, "sha256": one.object.sha256})
-            for location, state in states.items())))
+        service.change_replicas(
+            ReplicaChanges(
+                changes=tuple(
+                    ReplicaChange.model_validate(
+                        {
+                            "object_key": one.object.object_key,
+                            "location": location,
+                            "kind": "object" if location.startswith("se") else "spool",
+                            "state": state,
+                            "size": one.object.size,
+                            "sha256": one.object.sha256,
+                        }
+                    )
+                    for location, state in states.items()
+                )
+            )
+        )
 
     for uid in ("2.1", "2.2"):
         moved(uid, se1="verified", se2="verified", node1="removed")
@@ -203,12 +326,17 @@ def test_availability_follows_what_the_caller_can_reach(service: CatalogService,
 
     def offline(level: Level, key: str, *unreachable: str) -> list[object]:
         query = Query(level=level, keys=(key, "InstanceAvailability"), unreachable=unreachable)
-        return sorted(str(row[key]) for row in filled.query(query)
-                      if not isinstance(row, End) and row["InstanceAvailability"] == "OFFLINE")
+        return sorted(
+            str(row[key])
+            for row in filled.query(query)
+            if not isinstance(row, End) and row["InstanceAvailability"] == "OFFLINE"
+        )
 
-    for level, key, name in (("STUDY", "StudyInstanceUID", {"2": "2", "3": "3", "4": "4"}),
-                             ("SERIES", "SeriesInstanceUID", {"2": "2.1", "3": "3.1", "4": "4.1"}),
-                             ("PATIENT", "PatientID", {"2": "A2", "3": "A3", "4": "A4*"})):
+    for level, key, name in (
+        ("STUDY", "StudyInstanceUID", {"2": "2", "3": "3", "4": "4"}),
+        ("SERIES", "SeriesInstanceUID", {"2": "2.1", "3": "3.1", "4": "4.1"}),
+        ("PATIENT", "PatientID", {"2": "A2", "3": "A3", "4": "A4*"}),
+    ):
         assert offline(level, key) == [name["4"]]  # type: ignore[arg-type]
         assert offline(level, key, "se1") == [name["3"], name["4"]]  # type: ignore[arg-type]
         assert offline(level, key, "se2") == [name["4"]]  # type: ignore[arg-type]

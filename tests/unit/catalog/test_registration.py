@@ -28,8 +28,9 @@ def rows(store: Store, query: Query) -> list[Row]:
 
 
 def verified(one: InstanceRecord, location: str = "se1") -> ReplicaChange:
-    return ReplicaChange(object_key=one.object_key, location=location, kind="object", state="verified", size=one.size,
-                         sha256=one.sha256)
+    return ReplicaChange(
+        object_key=one.object_key, location=location, kind="object", state="verified", size=one.size, sha256=one.sha256
+    )
 
 
 def test_same_batch_twice_registers_once(service: CatalogService, store: Store) -> None:
@@ -66,7 +67,10 @@ def test_concurrent_clients_agree(service: CatalogService, store: Store) -> None
     assert len(store.conflicts("open", limit=100)) == 30
     studies = rows(store, Query(level="STUDY", keys=("StudyInstanceUID", "NumberOfStudyRelatedInstances")))
     assert {row["StudyInstanceUID"]: row["NumberOfStudyRelatedInstances"] for row in studies} == {
-        "1.0": 10, "1.1": 10, "1.2": 10}
+        "1.0": 10,
+        "1.1": 10,
+        "1.2": 10,
+    }
 
 
 def test_sequence_numbers_have_no_gaps_under_concurrency(service: CatalogService, store: Store) -> None:
@@ -140,11 +144,28 @@ def test_replace_makes_the_second_copy_the_instance(service: CatalogService, sto
     store.resolve(conflict.id, "replace", actor="op")
     [located] = store.locate(LocateRequest(instances=("1.2.3",)))
     assert (located.object.object_key, located.study_uid) == (second.object_key, "1.9")
-    found = rows(store, Query(level="STUDY", keys=("StudyInstanceUID", "ModalitiesInStudy", "SOPClassesInStudy",
-                                                   "NumberOfStudyRelatedInstances", "NumberOfPatientRelatedStudies")))
-    assert sorted((row["StudyInstanceUID"], row["ModalitiesInStudy"], row["NumberOfStudyRelatedInstances"],
-                   row["NumberOfPatientRelatedStudies"]) for row in found) == [
-        ("1.2.1", ["CT"], 1, 2), ("1.9", ["MR"], 1, 2)]
+    found = rows(
+        store,
+        Query(
+            level="STUDY",
+            keys=(
+                "StudyInstanceUID",
+                "ModalitiesInStudy",
+                "SOPClassesInStudy",
+                "NumberOfStudyRelatedInstances",
+                "NumberOfPatientRelatedStudies",
+            ),
+        ),
+    )
+    assert sorted(
+        (
+            row["StudyInstanceUID"],
+            row["ModalitiesInStudy"],
+            row["NumberOfStudyRelatedInstances"],
+            row["NumberOfPatientRelatedStudies"],
+        )
+        for row in found
+    ) == [("1.2.1", ["CT"], 1, 2), ("1.9", ["MR"], 1, 2)]
     assert outcomes(service, first) == ["conflict"]
     assert store.conflicts("open", limit=10) == []
 
@@ -202,27 +223,42 @@ def test_absurd_values_are_filed_and_found(service: CatalogService, store: Store
     null = record("1.2", patient_id="A\0B", name="Nul\0^Name", StudyID="1\0", study="1.2")
     empty = record("1.3", patient_id="", name="", Modality="", study="1.3")
     assert outcomes(service, long, null, empty) == ["registered"] * 3
-    assert rows(store, Query(level="STUDY", keys=("StudyInstanceUID",),
-                             matches=(Match(keyword="PatientID", op="eq", values=(noise,)),))) == [
-        {"StudyInstanceUID": "1.1"}]
-    assert rows(store, Query(level="STUDY", keys=("PatientID",),
-                             matches=(Match(keyword="PatientName", op="wild", values=("nul^*",)),))) == [
-        {"PatientID": "AB"}]
+    assert rows(
+        store,
+        Query(
+            level="STUDY", keys=("StudyInstanceUID",), matches=(Match(keyword="PatientID", op="eq", values=(noise,)),)
+        ),
+    ) == [{"StudyInstanceUID": "1.1"}]
+    assert rows(
+        store,
+        Query(
+            level="STUDY", keys=("PatientID",), matches=(Match(keyword="PatientName", op="wild", values=("nul^*",)),)
+        ),
+    ) == [{"PatientID": "AB"}]
 
 
 def test_patients_are_qualified_by_issuer(service: CatalogService, store: Store) -> None:
-    outcomes(service,
-             record("1.1", study="1", issuer="A"), record("1.2", study="2", issuer="B"),
-             record("1.3", study="3", issuer="A", IssuerOfPatientID="B"), record("1.4", study="4", issuer=""))
+    outcomes(
+        service,
+        record("1.1", study="1", issuer="A"),
+        record("1.2", study="2", issuer="B"),
+        record("1.3", study="3", issuer="A", IssuerOfPatientID="B"),
+        record("1.4", study="4", issuer=""),
+    )
     found = rows(store, Query(level="PATIENT", keys=("IssuerOfPatientID", "NumberOfPatientRelatedStudies")))
     assert sorted((row["IssuerOfPatientID"], row["NumberOfPatientRelatedStudies"]) for row in found) == [
-        ("", 1), ("A", 1), ("B", 2)]
+        ("", 1),
+        ("A", 1),
+        ("B", 2),
+    ]
 
 
 def test_patients_without_an_id_are_never_merged(service: CatalogService, store: Store) -> None:
     outcomes(service, record("1.1", study="1", patient_id=""), record("1.2", study="2", patient_id="", name="Roe"))
     assert sorted(str(row["PatientName"]) for row in rows(store, Query(level="PATIENT", keys=("PatientName",)))) == [
-        "Doe^Jane", "Roe"]
+        "Doe^Jane",
+        "Roe",
+    ]
 
 
 def test_a_study_keeps_its_first_patient_and_reports_the_second(service: CatalogService, store: Store) -> None:
@@ -241,32 +277,58 @@ def test_a_study_keeps_its_first_patient_and_reports_the_second(service: Catalog
 def test_two_patients_for_one_new_study_in_one_batch(service: CatalogService, store: Store) -> None:
     assert outcomes(service, record("1.1"), record("1.2", patient_id="P2")) == ["registered"] * 2
     assert rows(store, Query(level="PATIENT", keys=("PatientID", "NumberOfPatientRelatedInstances"))) == [
-        {"PatientID": "P1", "NumberOfPatientRelatedInstances": 2}]
+        {"PatientID": "P1", "NumberOfPatientRelatedInstances": 2}
+    ]
     assert [conflict.kind for conflict in store.conflicts("reported", limit=9)] == ["patient"]
 
 
 def test_a_series_uid_used_in_two_studies(service: CatalogService, store: Store) -> None:
     outcomes(service, record("1.1", study="1", series="7"), record("1.2", study="2", series="7"))
-    found = rows(store, Query(level="SERIES", keys=("StudyInstanceUID", "NumberOfSeriesRelatedInstances"),
-                              matches=(Match(keyword="SeriesInstanceUID", op="eq", values=("7",)),)))
+    found = rows(
+        store,
+        Query(
+            level="SERIES",
+            keys=("StudyInstanceUID", "NumberOfSeriesRelatedInstances"),
+            matches=(Match(keyword="SeriesInstanceUID", op="eq", values=("7",)),),
+        ),
+    )
     assert sorted((row["StudyInstanceUID"], row["NumberOfSeriesRelatedInstances"]) for row in found) == [
-        ("1", 1), ("2", 1)]
+        ("1", 1),
+        ("2", 1),
+    ]
 
 
 def test_later_instances_fill_what_the_first_did_not_know(service: CatalogService, store: Store) -> None:
     outcomes(service, record("1.1", name=""))
-    outcomes(service, record("1.2", name="", StudyDescription="Head"),
-             record("1.3", StudyDescription="Chest", name="Roe^Ann"), record("1.4", name="Other"))
-    assert rows(store, Query(level="STUDY", keys=("StudyDescription",),
-                             matches=(Match(keyword="PatientName", op="wild", values=("ROE*",)),))) == [
-        {"StudyDescription": "Head"}]
+    outcomes(
+        service,
+        record("1.2", name="", StudyDescription="Head"),
+        record("1.3", StudyDescription="Chest", name="Roe^Ann"),
+        record("1.4", name="Other"),
+    )
+    assert rows(
+        store,
+        Query(
+            level="STUDY",
+            keys=("StudyDescription",),
+            matches=(Match(keyword="PatientName", op="wild", values=("ROE*",)),),
+        ),
+    ) == [{"StudyDescription": "Head"}]
 
 
 def test_counts_and_modalities_follow_registration_and_retirement(service: CatalogService, store: Store) -> None:
-    outcomes(service, *[record(f"1.{n}", series="1.1", modality="CT") for n in range(3)],
-             *[record(f"2.{n}", series="1.2", modality="MR", sop_class=MR) for n in range(2)])
-    keys = ("ModalitiesInStudy", "SOPClassesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances",
-            "NumberOfPatientRelatedSeries")
+    outcomes(
+        service,
+        *[record(f"1.{n}", series="1.1", modality="CT") for n in range(3)],
+        *[record(f"2.{n}", series="1.2", modality="MR", sop_class=MR) for n in range(2)],
+    )
+    keys = (
+        "ModalitiesInStudy",
+        "SOPClassesInStudy",
+        "NumberOfStudyRelatedSeries",
+        "NumberOfStudyRelatedInstances",
+        "NumberOfPatientRelatedSeries",
+    )
     [row] = rows(store, Query(level="STUDY", keys=keys))
     assert list(row.values()) == [["CT", "MR"], ["1.2.840.10008.5.1.4.1.1.2", MR], 2, 5, 2]
     assert store.retire(["2.0", "2.1", "no.such", "2.1"]) == 2

@@ -47,10 +47,16 @@ def test_an_empty_database_is_told_from_an_old_one(new_url: Callable[..., str]) 
 
 
 def everything(store: Store) -> list[Any]:
-    keys = {"PATIENT": ("PatientName", "PatientID", "PatientSex"), "STUDY": ("StudyDescription", "StudyDate"),
-            "SERIES": ("SeriesInstanceUID", "Modality"), "IMAGE": ("SOPInstanceUID", "InstanceNumber", "Rows")}
-    found = [sorted(str(row) for row in store.query(Query.model_validate({"level": level, "keys": wanted})))
-             for level, wanted in keys.items()]
+    keys = {
+        "PATIENT": ("PatientName", "PatientID", "PatientSex"),
+        "STUDY": ("StudyDescription", "StudyDate"),
+        "SERIES": ("SeriesInstanceUID", "Modality"),
+        "IMAGE": ("SOPInstanceUID", "InstanceNumber", "Rows"),
+    }
+    found = [
+        sorted(str(row) for row in store.query(Query.model_validate({"level": level, "keys": wanted})))
+        for level, wanted in keys.items()
+    ]
     return [*found, studies_of(store, "MULLER*")]
 
 
@@ -61,11 +67,25 @@ def studies_of(store: Store, name: str) -> int:
 
 @pytest.fixture
 def filled(service: CatalogService) -> CatalogService:
-    service.register(batch(*[
-        record(f"{study}.{n}", study=str(study), series=f"{study}.{n % 2}", patient_id=f"P{study % 2}",
-               name="Müller^Jörg" if study % 2 else "Roe^Ann", SpecificCharacterSet="ISO_IR 192",
-               StudyDescription="" if n == 0 else f"d{n}", Rows=n, InstanceNumber=str(n))
-        for study in range(4) for n in range(5)]))
+    service.register(
+        batch(
+            *[
+                record(
+                    f"{study}.{n}",
+                    study=str(study),
+                    series=f"{study}.{n % 2}",
+                    patient_id=f"P{study % 2}",
+                    name="Müller^Jörg" if study % 2 else "Roe^Ann",
+                    SpecificCharacterSet="ISO_IR 192",
+                    StudyDescription="" if n == 0 else f"d{n}",
+                    Rows=n,
+                    InstanceNumber=str(n),
+                )
+                for study in range(4)
+                for n in range(5)
+            ]
+        )
+    )
     service.register(batch(record("0.9", study="0", series="0.0", patient_id="STRANGER", name="Other^One")))
     return service
 
@@ -106,14 +126,23 @@ def test_reindex_files_anew_what_belongs_elsewhere(filled: CatalogService, store
     with database.writing() as connection:
         connection.execute(text("UPDATE series SET series_uid = 'other' WHERE series_uid = '1.0'"))
         connection.execute(text("UPDATE instances SET modality = 'XX' WHERE instance_uid = '2.2'"))
-        connection.execute(text("UPDATE study_modalities SET modality = 'XX', n_instances = 1 WHERE study_fk = "
-                                "(SELECT id FROM studies WHERE study_uid = '2')"))
+        connection.execute(
+            text(
+                "UPDATE study_modalities SET modality = 'XX', n_instances = 1 WHERE study_fk = "
+                "(SELECT id FROM studies WHERE study_uid = '2')"
+            )
+        )
     list(store.reindex(page=4))
-    query = Query(level="SERIES", keys=("SeriesInstanceUID", "NumberOfSeriesRelatedInstances"),
-                  matches=(Match(keyword="StudyInstanceUID", op="eq", values=("1",)),))
+    query = Query(
+        level="SERIES",
+        keys=("SeriesInstanceUID", "NumberOfSeriesRelatedInstances"),
+        matches=(Match(keyword="StudyInstanceUID", op="eq", values=("1",)),),
+    )
     rows = [row for row in store.query(query) if not isinstance(row, End)]
     assert sorted((row["SeriesInstanceUID"], row["NumberOfSeriesRelatedInstances"]) for row in rows) == [
-        ("1.0", 3), ("1.1", 2)]
+        ("1.0", 3),
+        ("1.1", 2),
+    ]
     assert store.instance_count() == 21
 
 
@@ -138,28 +167,92 @@ def large(database: Database) -> Database:
     """Enough rows that a planner prefers an index where there is one."""
     with database.writing() as connection:
         connection.execute(insert(tables.placements), [{"id": 1, "locations": "se1"}])
-        connection.execute(insert(tables.patients), [
-            {"id": n, "identity": str(n), "patient_id": f"P{n:06d}", "issuer": "A", "patient_name": f"N{n}",
-             "n_studies": 1, "n_series": 1, "n_instances": 2} for n in range(1, 3001)])
-        connection.execute(insert(tables.patient_names), [
-            {"patient_fk": n, "place": 0, "name": f"Name{n:06d}^X", "name_key": f"name{n:06d}^x"}
-            for n in range(1, 3001)])
-        connection.execute(insert(tables.studies), [
-            {"id": n, "patient_fk": n, "study_uid": f"1.2.{n}",
-             "study_date": f"{1990 + n % 30}{1 + n % 12:02d}{1 + n % 28:02d}",
-             "accession_number": f"A{n:06d}", "modalities": "CT", "sop_classes": "1", "n_series": 1, "n_instances": 2}
-            for n in range(1, 3001)])
-        connection.execute(insert(tables.series), [
-            {"id": n, "study_fk": n, "series_uid": f"1.2.{n}.1", "modality": "CT", "n_instances": 2}
-            for n in range(1, 3001)])
-        connection.execute(insert(tables.objects), [
-            {"id": n, "object_key": f"k{n}", "instance_uid": f"1.2.3.{n}", "role": "current", "sop_class_uid": "1",
-             "transfer_syntax_uid": "1", "data_sha256": "x", "sha256": "x", "size": 1, "chunks": "", "received_at": 1,
-             "source_ae": "", "called_ae": "", "issuer": "", "spooled_at": "", "placement_fk": 1}
-            for n in range(1, 6001)])
-        connection.execute(insert(tables.instances), [
-            {"id": n, "series_fk": (n + 1) // 2, "object_fk": n, "instance_uid": f"1.2.3.{n}", "sop_class_uid": "1",
-             "transfer_syntax_uid": "1", "modality": "CT"} for n in range(1, 6001)])
+        connection.execute(
+            insert(tables.patients),
+            [
+                {
+                    "id": n,
+                    "identity": str(n),
+                    "patient_id": f"P{n:06d}",
+                    "issuer": "A",
+                    "patient_name": f"N{n}",
+                    "n_studies": 1,
+                    "n_series": 1,
+                    "n_instances": 2,
+                }
+                for n in range(1, 3001)
+            ],
+        )
+        connection.execute(
+            insert(tables.patient_names),
+            [
+                {"patient_fk": n, "place": 0, "name": f"Name{n:06d}^X", "name_key": f"name{n:06d}^x"}
+                for n in range(1, 3001)
+            ],
+        )
+        connection.execute(
+            insert(tables.studies),
+            [
+                {
+                    "id": n,
+                    "patient_fk": n,
+                    "study_uid": f"1.2.{n}",
+                    "study_date": f"{1990 + n % 30}{1 + n % 12:02d}{1 + n % 28:02d}",
+                    "accession_number": f"A{n:06d}",
+                    "modalities": "CT",
+                    "sop_classes": "1",
+                    "n_series": 1,
+                    "n_instances": 2,
+                }
+                for n in range(1, 3001)
+            ],
+        )
+        connection.execute(
+            insert(tables.series),
+            [
+                {"id": n, "study_fk": n, "series_uid": f"1.2.{n}.1", "modality": "CT", "n_instances": 2}
+                for n in range(1, 3001)
+            ],
+        )
+        connection.execute(
+            insert(tables.objects),
+            [
+                {
+                    "id": n,
+                    "object_key": f"k{n}",
+                    "instance_uid": f"1.2.3.{n}",
+                    "role": "current",
+                    "sop_class_uid": "1",
+                    "transfer_syntax_uid": "1",
+                    "data_sha256": "x",
+                    "sha256": "x",
+                    "size": 1,
+                    "chunks": "",
+                    "received_at": 1,
+                    "source_ae": "",
+                    "called_ae": "",
+                    "issuer": "",
+                    "spooled_at": "",
+                    "placement_fk": 1,
+                }
+                for n in range(1, 6001)
+            ],
+        )
+        connection.execute(
+            insert(tables.instances),
+            [
+                {
+                    "id": n,
+                    "series_fk": (n + 1) // 2,
+                    "object_fk": n,
+                    "instance_uid": f"1.2.3.{n}",
+                    "sop_class_uid": "1",
+                    "transfer_syntax_uid": "1",
+                    "modality": "CT",
+                }
+                for n in range(1, 6001)
+            ],
+        )
     if not database.is_sqlite:
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE"))
@@ -174,8 +267,9 @@ def plan(database: Database, statement: Any) -> str:
         prefix = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
         parameters = compiled.construct_params()
         if database.is_sqlite:
-            rows = connection.exec_driver_sql(prefix + str(compiled), tuple(
-                parameters[name] for name in compiled.positiontup))
+            rows = connection.exec_driver_sql(
+                prefix + str(compiled), tuple(parameters[name] for name in compiled.positiontup)
+            )
             return "\n".join(str(row[3]) for row in rows)
         return "\n".join(str(row[0]) for row in connection.exec_driver_sql(prefix + str(compiled), parameters))
 
@@ -184,8 +278,17 @@ def scans(database: Database, found: str) -> list[str]:
     """Name the lines that read a whole table (or a whole index)."""
     if database.is_sqlite:
         return [line for line in found.splitlines() if line.startswith("SCAN") and "VIRTUAL TABLE" not in line]
-    return [line for line in found.splitlines() if "Seq Scan" in line or ("Index" in line and " Cond" not in line and (
-        "Index Scan" in line or "Index Only Scan" in line) and not _has_condition(found, line))]
+    return [
+        line
+        for line in found.splitlines()
+        if "Seq Scan" in line
+        or (
+            "Index" in line
+            and " Cond" not in line
+            and ("Index Scan" in line or "Index Only Scan" in line)
+            and not _has_condition(found, line)
+        )
+    ]
 
 
 def _has_condition(found: str, line: str) -> bool:
@@ -219,9 +322,12 @@ CASES = [
 
 
 LOCATE_CASES: list[dict[str, Any]] = [
-    {"studies": ["1.2.77"]}, {"series": ["1.2.77.1"]}, {"instances": ["1.2.3.77", "1.2.3.78"]},
+    {"studies": ["1.2.77"]},
+    {"series": ["1.2.77.1"]},
+    {"instances": ["1.2.3.77", "1.2.3.78"]},
     {"studies": ["1.2.77"], "series": ["1.2.77.1"], "instances": ["1.2.3.153"]},
-    {"patients": [{"patient_id": "P000077"}, {"patient_id": "P000078", "issuer": "A"}]}]
+    {"patients": [{"patient_id": "P000077"}, {"patient_id": "P000078", "issuer": "A"}]},
+]
 
 
 def test_listed_keys_and_locate_are_index_backed(large: Database) -> None:
@@ -231,7 +337,6 @@ def test_listed_keys_and_locate_are_index_backed(large: Database) -> None:
         found = plan(large, ids_statement(Matching(large, query), query))
         assert index in found, (level, keyword, op, found)
         assert scans(large, found) == [], (level, keyword, op, found)
-
 
     for lists in LOCATE_CASES:
         found = plan(large, locate_statement(large, LocateRequest.model_validate(lists)))

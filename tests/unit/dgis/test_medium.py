@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from dgis.medium import NotAnInstance, find_files, open_instance
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
+def found_in(path: Path) -> list[Path]:
+    problems: list[str] = []
+    found = list(find_files([path], lambda _, why: problems.append(why)))
+    assert problems == []
+    return found
 
 
 def _instance(uid: str = "1.2.3.4") -> Dataset:
@@ -84,13 +92,13 @@ def _medium(folder: Path) -> Path:
 
 
 def test_a_dicomdir_names_its_files(tmp_path: Path) -> None:
-    found = [open_instance(path).instance_uid for path in find_files([_medium(tmp_path / "cd")])]
+    found = [open_instance(path).instance_uid for path in found_in(_medium(tmp_path / "cd"))]
     assert sorted(found) == ["1.2.3.4.0", "1.2.3.4.1", "1.2.3.4.2"]
 
 
 def test_a_folder_gives_every_file_but_the_dicomdir(tmp_path: Path) -> None:
     _medium(tmp_path / "cd")
-    assert len(list(find_files([tmp_path]))) == 3
+    assert len(list(found_in(tmp_path))) == 3
 
 
 def test_media_copied_to_lower_case_are_found(tmp_path: Path) -> None:
@@ -98,7 +106,7 @@ def test_media_copied_to_lower_case_are_found(tmp_path: Path) -> None:
     for path in sorted(tmp_path.rglob("*"), key=lambda p: -len(p.parts)):
         if path != directory and path.parent != tmp_path:
             path.rename(path.with_name(path.name.lower()))
-    assert len([path for path in find_files([directory]) if path.exists()]) == 3
+    assert len([path for path in found_in(directory) if path.exists()]) == 3
 
 
 def test_a_dicomdir_that_leaves_its_medium_is_refused(tmp_path: Path) -> None:
@@ -107,5 +115,18 @@ def test_a_dicomdir_that_leaves_its_medium_is_refused(tmp_path: Path) -> None:
     name = next(path for path in (tmp_path / "cd").iterdir() if path.is_dir()).name.encode()
     assert name in content
     directory.write_bytes(content.replace(name, b"..".ljust(len(name)), 1))
-    with pytest.raises(NotAnInstance, match="outside"):
-        list(find_files([directory]))
+    problems: list[str] = []
+    found = list(find_files([directory], lambda _, why: problems.append(why)))
+    assert len(problems) == 1 and "outside" in problems[0]
+    assert len(found) == 2, "the other records are followed"
+
+
+def test_a_cut_dicomdir_is_named_and_a_fifo_is_no_instance(tmp_path: Path) -> None:
+    directory = _medium(tmp_path / "cd")
+    directory.write_bytes(directory.read_bytes()[:420])
+    problems: list[str] = []
+    list(find_files([directory], lambda _, why: problems.append(why)))
+    assert problems
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotAnInstance, match="regular"):
+        open_instance(tmp_path / "pipe")
