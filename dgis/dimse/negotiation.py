@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from pydicom._uid_dict import UID_dictionary
@@ -66,6 +66,58 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class UserIdentity:
+    """A user identity item, PS3.7 D.3.3.7. `secret` is a passcode, ticket, assertion or token: never log it."""
+
+    kind: int  # 1 username, 2 username and passcode, 3 Kerberos, 4 SAML, 5 JSON web token
+    name: str  # of kinds 1 and 2, printable
+    secret: bytes = field(repr=False)
+    answer_wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an A-ASSOCIATE-RQ and the connection that it came on say. AE titles are stripped of spaces."""
+
+    calling: str
+    called: str
+    address: str
+    application_context: str
+    contexts: tuple[Context, ...]
+    roles: Mapping[str, tuple[bool, bool]]
+    extended: Mapping[str, bytes] = field(default_factory=dict)
+    user: UserIdentity | None = None
+    certificate: str = ""  # subject DN of the verified client certificate
+    tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """Options of a query or retrieve SOP class, PS3.4 C.5.1.1 (FIND: all four), C.5.2.1 and C.5.3.1 (the first)."""
+
+    relational: bool = False
+    date_time: bool = False
+    fuzzy: bool = False
+    timezone: bool = False
+
+    def flags(self) -> tuple[bool, ...]:
+        """The options in the order of their bytes."""
+        return self.relational, self.date_time, self.fuzzy, self.timezone
+
+
+SUPPORTED: Mapping[Service, Extensions] = {
+    Service.FIND: Extensions(),
+    Service.MOVE: Extensions(relational=True),
+    Service.GET: Extensions(relational=True),
+}
+"""What the code really does; an option that is not named here is answered 0."""
+
+_BYTES_OF = {Service.FIND: 4, Service.MOVE: 1, Service.GET: 1}
+# Storage, PS3.4 B.3.1: level 2 (full), signature level 3 (bit-preserving), no element is coerced.
+_STORAGE_ANSWER = bytes((2, 0, 3, 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """Result, source and diagnostic of an A-ASSOCIATE-RJ (PS3.8 table 9-21)."""
 
@@ -79,15 +131,34 @@ APPLICATION_CONTEXT_NOT_SUPPORTED = Rejection(1, 1, 2)
 CALLING_AE_NOT_RECOGNISED = Rejection(1, 1, 3)
 CALLED_AE_NOT_RECOGNISED = Rejection(1, 1, 7)
 LOCAL_LIMIT_EXCEEDED = Rejection(2, 3, 2)
+USER_NOT_ACCEPTED = Rejection(1, 1, 1)  # PS3.7 D.3.3.7: permanent; the table has no reason of its own for it
+_REASONS: Mapping[Rejection, str] = {
+    APPLICATION_CONTEXT_NOT_SUPPORTED: "application context not supported",
+    CALLING_AE_NOT_RECOGNISED: "calling AE title not recognised; dgis ae add registers it",
+    CALLED_AE_NOT_RECOGNISED: "called AE title not recognised; it is not one of ours",
+    LOCAL_LIMIT_EXCEEDED: "local limit of associations exceeded",
+    USER_NOT_ACCEPTED: "user identity not accepted",
+}
+
+
+def explain(rejection: Rejection) -> str:
+    """Say in words why an association was rejected."""
+    return _REASONS.get(rejection, f"reason {rejection.diagnostic}")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is answered: accepted contexts, (context, reason) of the others, role per SOP class that proposed one."""
+    """What is answered: accepted contexts, (context, reason) of the others, role per SOP class that proposed one.
+
+    `extended` is the service-class-application-information per SOP class that asked, `identity` the server response
+    to a user identity that asked for one (None: no item).
+    """
 
     accepted: tuple[Context, ...]
     rejected: tuple[tuple[Context, int], ...]
     roles: Mapping[str, tuple[bool, bool]]
+    extended: Mapping[str, bytes] = field(default_factory=dict)
+    identity: bytes | None = None
 
 
 def service_of(abstract_syntax: str) -> Service:
@@ -130,3 +201,25 @@ def _answer_roles(roles: Mapping[str, tuple[bool, bool]]) -> dict[str, tuple[boo
     An old sender proposes SCU=1, SCP=0 for storage and must get it; a C-GET requestor proposes SCP=1.
     """
     return {uid: (scu, scp if service_of(uid) is Service.STORE else False) for uid, (scu, scp) in roles.items()}
+
+
+def answer_extended(proposed: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Answer SOP class extended negotiation (PS3.7 D.3.3.5): of the options asked for those that are `SUPPORTED`.
+
+    SOP classes whose extended negotiation is not understood get no item, which means none of it.
+    """
+    answers = {uid: _extended(service_of(uid), asked) for uid, asked in proposed.items()}
+    return {uid: answer for uid, answer in answers.items() if answer}
+
+
+def _extended(service: Service, asked: bytes) -> bytes:
+    if service is Service.STORE:
+        return _STORAGE_ANSWER
+    count = min(len(asked), _BYTES_OF.get(service, 0))
+    granted = SUPPORTED.get(service, Extensions()).flags()
+    return bytes(want == 1 and have for want, have in zip(asked[:count], granted, strict=False))
+
+
+def granted_extensions(answers: Mapping[str, bytes], sop_class: str) -> Extensions:
+    """Return what was agreed on for a SOP class."""
+    return Extensions(*(byte == 1 for byte in answers.get(sop_class, b"")[:4]))

@@ -15,8 +15,9 @@ from dgis.dimse import status
 from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message, Sink
-from dgis.dimse.negotiation import Context, Rejection, Verdict
+from dgis.dimse.negotiation import Context, Rejection, Request, Verdict
 from dgis.dimse.record import log
+from dgis.dimse.refusal import refusal
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal
 from dgis.dimse.runtime.sockets import PeerGone
@@ -106,13 +107,11 @@ def _read_exactly(readinto: Callable[[memoryview], int | None], view: memoryview
 class NobodyServed:
     """The user of associations we request: they are asked nothing (see `runtime.association.AssociationUser`)."""
 
-    def admit(self, association: GridAssociation) -> Rejection | None:
+    def admit(self, association: GridAssociation, request: Request) -> Rejection | None:
         """Never asked of a requestor."""
         return None
 
-    def negotiate(
-        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
-    ) -> Verdict:
+    def negotiate(self, association: GridAssociation, request: Request) -> Verdict:
         """Never asked of a requestor."""
         return Verdict((), (), {})
 
@@ -175,6 +174,7 @@ class StoreSender:
         self._message_id = 0
         self._dead = 0
         self._woken = threading.Event()
+        self.reason = ""  # why the last `send` returned None, or the peer's Error Comment
 
     elsewhere = True
 
@@ -193,7 +193,9 @@ class StoreSender:
             return None
         context_id = _context_for(association, item)
         if context_id is None:
+            self.reason = "the peer does not accept this SOP class in this transfer syntax"
             return None
+        self.reason = ""
         self._message_id = self._message_id % 0xFFFF + 1
         request = dimse.store_request(self._message_id, item.sop_class, item.instance, self._originator)
         try:
@@ -202,6 +204,7 @@ class StoreSender:
         except (PeerGone, SendCancelled):
             answer = None
         if answer is None:
+            self.reason = "the association ended before the peer had answered"
             self._lost(association)
         else:
             self._dead = 0
@@ -231,10 +234,12 @@ class StoreSender:
         except OSError as error:
             log.warning("move destination not resolved", destination=self._peer.title, reason=error.strerror)
             self._dead = _MAX_DEAD
+            self.reason = f"the host name cannot be resolved: {error.strerror}"
             return None
         if association.is_established:
             self._open[group] = association
             return association
+        self.reason = refusal(association, calling=self._ae.ae_title, called=self._peer.title)
         log.warning("move destination not reached", destination=self._peer.title, rejected=association.is_rejected)
         # Nobody there, or all contexts refused: neither gets better by asking for each instance again.
         self._dead = _MAX_DEAD if len(self._groups) == 1 else self._dead + 1
@@ -259,6 +264,7 @@ class StoreSender:
             except queue.Empty:
                 message = None
             if message is not None and message.command.responding_to == self._message_id:
+                self.reason = comment_of(message.command)
                 return message.command.status
             if message is None and (association.over.is_set() or self._cancelled() or time.monotonic() >= deadline):
                 association.abort()
@@ -283,6 +289,11 @@ def _context_for(association: GridAssociation, item: Outgoing) -> int | None:
         if context.abstract_syntax == item.sop_class and context.transfer_syntax == item.transfer_syntax:
             return context.id
     return None
+
+
+def comment_of(command: dimse.Command) -> str:
+    """Return the Error Comment (0000,0902) of a response."""
+    return command.values.get(0x0902, b"").decode("ascii", "replace").strip("\x00 ")
 
 
 def outcome(answer: int | None) -> str:

@@ -6,16 +6,18 @@ import contextlib
 import threading
 import uuid
 from collections import Counter
+from dataclasses import replace
 
 from dgis.dimse import command as dimse
 from dgis.dimse import negotiation, status
+from dgis.dimse.ae import Caller
 from dgis.dimse.command import Answer, Command, Field
 from dgis.dimse.handlers.find import find
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.handlers.retrieve import get, move
 from dgis.dimse.handlers.store import StoreSink
 from dgis.dimse.messages import Message, Sink
-from dgis.dimse.negotiation import Context, Rejection, Service, Verdict
+from dgis.dimse.negotiation import Context, Rejection, Request, Service, Verdict
 from dgis.dimse.record import AssociationRecord, log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE
@@ -39,36 +41,40 @@ class Dispatcher:
 
     # --- admission -------------------------------------------------------------------------------------------------
 
-    def admit(self, association: GridAssociation) -> Rejection | None:
-        """Decide by AE titles, address and load; nothing here waits."""
-        request = association.requestor.primitive
-        calling = str(request.calling_ae_title).strip() if request else ""
-        called = str(request.called_ae_title).strip() if request else ""
-        address = association.requestor.address
-        caller = self._services.ae_table.caller(calling, address)
-        rejection = None
-        if request is None or str(request.application_context_name) != negotiation.APPLICATION_CONTEXT:
-            rejection = negotiation.APPLICATION_CONTEXT_NOT_SUPPORTED
-        elif not self._settings.accept_any_called and called not in self._called:
-            rejection = negotiation.CALLED_AE_NOT_RECOGNISED
-        elif not caller.rights:
-            rejection = negotiation.CALLING_AE_NOT_RECOGNISED
-        elif not self._take_slot(calling):
-            rejection = negotiation.LOCAL_LIMIT_EXCEEDED
+    def admit(self, association: GridAssociation, request: Request) -> Rejection | None:
+        """Decide by AE titles, address, certificate, user and load; nothing here waits."""
+        caller = self._services.ae_table.caller(request.calling, request.address)
+        rejection = self._rejection(request, caller)
         if rejection is not None:
             log.warning(
-                "association rejected", calling=calling, called=called, peer=address, reason=rejection.diagnostic
+                "association rejected",
+                calling=request.calling,
+                called=request.called,
+                peer=request.address,
+                reason=negotiation.explain(rejection),
             )
             return rejection
         number = uuid.uuid4().hex
         association.session = Session(
             association_id=number,
             caller=caller,
-            record=AssociationRecord(number, calling, called, address),
-            acting_for=f"ae:{calling}@{self._settings.site}",
+            record=AssociationRecord(number, request.calling, request.called, request.address),
+            acting_for=f"ae:{request.calling}@{self._settings.site}",
             issuer=caller.issuer or self._settings.issuer,
-            slot=calling,
+            slot=request.calling,
         )
+        return None
+
+    def _rejection(self, request: Request, caller: Caller) -> Rejection | None:
+        """The reason to refuse this association (PS3.8 9.3.4), None when its slot is taken."""
+        if request.application_context != negotiation.APPLICATION_CONTEXT:
+            return negotiation.APPLICATION_CONTEXT_NOT_SUPPORTED
+        if not self._settings.accept_any_called and request.called not in self._called:
+            return negotiation.CALLED_AE_NOT_RECOGNISED
+        if not caller.rights:
+            return negotiation.CALLING_AE_NOT_RECOGNISED
+        if not self._take_slot(request.calling):
+            return negotiation.LOCAL_LIMIT_EXCEEDED
         return None
 
     def _take_slot(self, calling: str) -> bool:
@@ -79,12 +85,13 @@ class Dispatcher:
             self._slots[calling] += 1
             return True
 
-    def negotiate(
-        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
-    ) -> Verdict:
+    def negotiate(self, association: GridAssociation, request: Request) -> Verdict:
         """Answer every context; what the caller may not do is refused per operation, with a status that says so."""
-        verdict = negotiation.negotiate(proposed, roles)
-        association.session.scp_roles = frozenset(uid for uid, (_, scp) in verdict.roles.items() if scp)
+        verdict = negotiation.negotiate(request.contexts, request.roles)
+        verdict = replace(verdict, extended=negotiation.answer_extended(request.extended))
+        session: Session = association.session
+        session.scp_roles = frozenset(uid for uid, (_, scp) in verdict.roles.items() if scp)
+        session.extended = verdict.extended
         return verdict
 
     # --- in the reading thread ---------------------------------------------------------------------------------------

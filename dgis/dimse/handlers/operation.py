@@ -6,14 +6,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dgis.dimse import command as dimse
 from dgis.dimse.ae import Caller
 from dgis.dimse.command import Answer
 from dgis.dimse.messages import Message
-from dgis.dimse.negotiation import Context
+from dgis.dimse.negotiation import Context, Extensions, granted_extensions
 from dgis.dimse.record import AssociationRecord
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.sockets import PeerGone
@@ -155,9 +155,14 @@ class Session:
     issuer: str
     slot: str
     scp_roles: frozenset[str] = frozenset()
+    extended: Mapping[str, bytes] = field(default_factory=dict)  # what was agreed on, see negotiation
     operation: Operation | None = None
     sub_responses: queue.SimpleQueue[Message | None] = field(default_factory=queue.SimpleQueue)
     how: str = "aborted"
+
+    def extensions(self, sop_class: str) -> Extensions:
+        """What extended negotiation agreed on for this query or retrieve SOP class."""
+        return granted_extensions(self.extended, sop_class)
 
     @property
     def busy(self) -> bool:
