@@ -127,7 +127,10 @@ class RegisterReply(Wire):
 
 
 class Match(Wire):
-    """One matching key. `values` of a range are (low, high), "" is open; of "in" any number; else one."""
+    """One matching key. `values` of a range are (low, high), "" is open; else any number, of which one must match.
+
+    An attribute inside a sequence is SEQUENCE.ATTRIBUTE; "StudyDate+StudyTime" ranges over both as one moment.
+    """
 
     keyword: str
     op: Literal["eq", "wild", "range", "in"]
