@@ -14,7 +14,7 @@ from typing import BinaryIO
 from catalog.elements import DEFLATED, EXPLICIT_LE, Element, Encoding, Walker, Window, inflate
 from catalog.errors import HeaderError
 from catalog.keys import HEADER_KEYS, Key, Level
-from catalog.text import INDEXED_LENGTH, clean, decode, terms_of, name_key
+from catalog.text import INDEXED_LENGTH, clean, decode, name_key, terms_of
 
 HEADER_CAP = 65536  # bytes of encoded elements that are registered
 _LONG_TEXT = 10240  # characters; LT's own limit (PS3.5 6.2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.text import clean, decode, terms_of, name_key
+from catalog.text import clean, decode, name_key, terms_of
 
 
 @pytest.mark.parametrize(("name", "key"), [
