@@ -62,6 +62,7 @@ class GridOptions:
     providers: int = 2
     workers: int = 2
     accept: str = "spooled"
+    tls_port: int = 0
 
     @property
     def copies(self) -> int:
@@ -266,6 +267,7 @@ def _dgis_config(options: GridOptions, paths: Paths, ports: Mapping[str, int]) -
             "accept": options.accept,
         },
         "dimse": {"host": LOOPBACK, "port": options.port},
+        **({"dimse_tls": {"host": LOOPBACK, "port": options.tls_port}} if options.tls_port else {}),
         "https": {"host": LOOPBACK, "port": ports["dgis"]},
         "identity": _identity(paths, "dgis"),
         "catalog": {"url": service_url(ports["catalog"])},

@@ -32,6 +32,8 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
             "rights": [right for right in RIGHTS if right in entry.rights],
             "networks": list(entry.networks),
             "issuer": entry.issuer,
+            "tls": entry.tls,
+            "certificate": entry.certificate,
         }
         for entry in node_table(home, config).entries()
     ]
@@ -54,6 +56,8 @@ def _rights(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[R
 @click.option("--rights", default=VIEWER_RIGHTS, show_default=True, callback=_rights, help="What it may do here.")
 @click.option("--network", "networks", multiple=True, help="Only from there (repeatable; default: anywhere).")
 @click.option("--issuer", default="", help="Issuer of its patient IDs when a data set names none.")
+@click.option("--tls", is_flag=True, help="Its port is a DICOM TLS port.")
+@click.option("--certificate", default="", metavar="DN", help="Subject of the certificate it must show, over TLS.")
 @node_options
 def add_command(
     *,
@@ -63,6 +67,8 @@ def add_command(
     rights: tuple[Right, ...],
     networks: tuple[str, ...],
     issuer: str,
+    tls: bool,
+    certificate: str,
     home: Path,
     config: Path | None,
 ) -> None:
@@ -70,12 +76,23 @@ def add_command(
     if bool(host) != bool(port):
         raise click.UsageError("a destination needs both --host and --port")
     try:
-        entry = AeEntry(title=title, host=host, port=port, rights=rights, networks=networks, issuer=issuer)
+        entry = AeEntry(
+            title=title,
+            host=host,
+            port=port,
+            rights=rights,
+            networks=networks,
+            issuer=issuer,
+            tls=tls,
+            certificate=certificate,
+        )
     except ValueError as error:
         raise click.UsageError(_first_line(error)) from None
     node_table(home, config).put(entry)
     console().print(
-        f"{entry.title}: {', '.join(entry.rights) or 'no rights'}" + (f", at {host}:{port}" if host else "")
+        f"{entry.title}: {', '.join(entry.rights) or 'no rights'}"
+        + (f", at {host}:{port}{' over TLS' if tls else ''}" if host else "")
+        + (f", as {entry.certificate}" if entry.certificate else "")
     )
 
 
@@ -116,3 +133,15 @@ def echo_command(*, title: str, home: Path, config: Path | None, fmt: Format) ->
     else:
         console().print(f"{peer.title} at {peer.host}:{peer.port}: {answer.detail}")
     sys.exit(EXIT_OK if answer.ok else EXIT_FAILED)
+
+
+@command.command("passcode", epilog="Example: dgis ae passcode reading-room >> node.toml")
+@click.argument("name")
+@click.password_option("--passcode", help="Asked for when not given.")
+def passcode_command(*, name: str, passcode: str) -> None:
+    """Print a [[user]] table for node.toml with the hash of a passcode (user identity negotiation)."""
+    import json
+
+    from dgis.dimse.users import hashed
+
+    click.echo(f"[[user]]\nname = {json.dumps(name)}\npasscode = {json.dumps(hashed(passcode.encode()))}")

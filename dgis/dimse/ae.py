@@ -7,6 +7,8 @@
     rights = ["echo", "find", "move", "get"]
     networks = ["10.1.2.0/24"]
     issuer = "HOSPITAL-A"   # of its patient IDs when a data set names none
+    tls = true              # the port above speaks DICOM TLS
+    certificate = "/O=Hospital A/CN=viewer1"    # it calls, and answers, with this certificate only
 
 The file is read again when it changes and is replaced by rename; a file that cannot be read leaves the old table in
 force. A title may stand in the table more than once with different networks; the first entry that fits counts.
@@ -25,6 +27,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from certs.dn import DN
+from certs.errors import CertsError
 from certs.log import get_log
 from dgis.dimse.limits import PeerAddress
 from dgis.errors import DgisError
@@ -49,6 +53,13 @@ def _title(text: str) -> str:
     return text.strip()
 
 
+def _dn(text: str) -> str:
+    try:
+        return str(DN.parse(text)) if text else ""
+    except CertsError as error:
+        raise ValueError(str(error)) from error
+
+
 class AeEntry(BaseModel):
     """One application entity."""
 
@@ -60,16 +71,21 @@ class AeEntry(BaseModel):
     rights: tuple[Right, ...] = ("echo",)
     issuer: str = ""
     networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
-    certificate: str = ""  # subject DN for DICOM TLS listeners
+    certificate: Annotated[str, AfterValidator(_dn)] = ""  # subject DN: who calls, and who answers there, over TLS
+    tls: bool = False  # the destination's port is a DICOM TLS port
 
-    def fits(self, address: str) -> bool:
-        """Whether a peer at this address may use the entry."""
+    def fits(self, address: str, certificate: str = "") -> bool:
+        """Whether a peer at this address, with this verified subject DN, may use the entry."""
+        if self.certificate and self.certificate != certificate:
+            return False
         return not self.networks or _within(address, self.networks)
 
     @property
     def destination(self) -> PeerAddress | None:
         """Where to move to, None for an entry without host and port."""
-        return PeerAddress(self.title, self.host, self.port) if self.host and self.port else None
+        if not (self.host and self.port):
+            return None
+        return PeerAddress(self.title, self.host, self.port, tls=self.tls, certificate=self.certificate)
 
 
 class _File(BaseModel):
@@ -99,8 +115,9 @@ class Caller:
 class AeTable:
     """Looks up the table's file as it is now. Thread-safe; several processes may share the file."""
 
-    def __init__(self, path: Path, *, unknown: UnknownAe | None = None) -> None:
+    def __init__(self, path: Path, *, unknown: UnknownAe | None = None, ignore_case: bool = False) -> None:
         """Read nothing yet; a file that does not exist is an empty table."""
+        self._ignore_case = ignore_case
         self.path = path
         self._unknown = unknown or UnknownAe()
         self._lock = threading.Lock()
@@ -119,19 +136,29 @@ class AeTable:
                     log.error("ae table kept as it was", reason=str(error))
             return self._entries
 
-    def caller(self, title: str, address: str) -> Caller:
-        """Return what the AE `title` calling from `address` may do."""
+    def caller(self, title: str, address: str, certificate: str = "") -> Caller:
+        """Return what the AE `title` calling from `address` with this verified subject DN may do.
+
+        A title that is bound to a certificate has no rights without it: nobody takes it by naming it.
+        """
         wanted = title.strip()
-        for entry in self.entries():
-            if entry.title == wanted and entry.fits(address):
+        named = [entry for entry in self.entries() if self._same(entry.title, wanted)]
+        for entry in named:
+            if entry.fits(address, certificate):
                 return Caller(wanted, frozenset(entry.rights), entry.issuer, known=True)
+        if any(entry.certificate for entry in named):
+            return Caller(wanted, frozenset(), "", known=False)
         allowed = not self._unknown.networks or _within(address, self._unknown.networks)
         return Caller(wanted, self._unknown.rights if allowed else frozenset(), "", known=False)
 
     def destination(self, title: str) -> PeerAddress | None:
         """Return where the move destination `title` listens, None when the table does not say."""
-        found = (e.destination for e in self.entries() if e.title == title.strip())
+        found = (e.destination for e in self.entries() if self._same(e.title, title.strip()))
         return next((peer for peer in found if peer is not None), None)
+
+    def _same(self, one: str, other: str) -> bool:
+        """Compare AE titles; no character of a title is a wildcard."""
+        return one.casefold() == other.casefold() if self._ignore_case else one == other
 
     def put(self, entry: AeEntry) -> None:
         """Add an entry in place of those with the same title and networks."""

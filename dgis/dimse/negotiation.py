@@ -17,6 +17,7 @@ VERIFICATION = "1.2.840.10008.1.1"
 PATIENT_ROOT_FIND, STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.2.2.1"
 PATIENT_ROOT_MOVE, STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.2.2"
 PATIENT_ROOT_GET, STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.3", "1.2.840.10008.5.1.4.1.2.2.3"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Push Model, PS3.4 annex J
 
 IMPLICIT_LE, EXPLICIT_LE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 DEFLATED_LE, EXPLICIT_BE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
@@ -37,6 +38,7 @@ class Service(Enum):
     MOVE = "move"
     GET = "get"
     STORE = "store"
+    COMMIT = "commit"
     NONE = "none"
 
 
@@ -48,6 +50,7 @@ _SERVICES: Mapping[str, Service] = {
     STUDY_ROOT_MOVE: Service.MOVE,
     PATIENT_ROOT_GET: Service.GET,
     STUDY_ROOT_GET: Service.GET,
+    STORAGE_COMMITMENT: Service.COMMIT,
 }
 
 
@@ -196,11 +199,13 @@ def _served(service: Service, syntax: str) -> bool:
 
 
 def _answer_roles(roles: Mapping[str, tuple[bool, bool]]) -> dict[str, tuple[bool, bool]]:
-    """Grant storage whatever roles were proposed, everything else the SCU role alone (PS3.7 D.3.3.4).
+    """Grant storage and storage commitment whatever roles were proposed, all else the SCU role (PS3.7 D.3.3.4).
 
-    An old sender proposes SCU=1, SCP=0 for storage and must get it; a C-GET requestor proposes SCP=1.
+    An old sender proposes SCU=1, SCP=0 for storage and must get it; a C-GET requestor proposes SCP=1, and so does an
+    SCP of storage commitment that reports to us on an association of its own (PS3.4 J.3.3).
     """
-    return {uid: (scu, scp if service_of(uid) is Service.STORE else False) for uid, (scu, scp) in roles.items()}
+    both = (Service.STORE, Service.COMMIT)
+    return {uid: (scu, scp if service_of(uid) in both else False) for uid, (scu, scp) in roles.items()}
 
 
 def answer_extended(proposed: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -223,3 +228,12 @@ def _extended(service: Service, asked: bytes) -> bytes:
 def granted_extensions(answers: Mapping[str, bytes], sop_class: str) -> Extensions:
     """Return what was agreed on for a SOP class."""
     return Extensions(*(byte == 1 for byte in answers.get(sop_class, b"")[:4]))
+
+
+def answer_identity(user: UserIdentity | None) -> bytes | None:
+    """Return the server response to a user identity, None for no item (PS3.7 D.3.3.7.2).
+
+    A username gets the empty one. A Kerberos, SAML or JWT identity would need a ticket, an assertion or a token of
+    ours: it is let in without a response, which says that the acceptor has not verified it.
+    """
+    return b"" if user is not None and user.answer_wanted and user.kind in (1, 2) else None

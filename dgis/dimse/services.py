@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from catalog.wire import Located, LocateRequest, Query, Row
+from dgis.commitment import ReportBy, Transaction
 from dgis.dimse.ae import AeTable
 from dgis.dimse.limits import MAX_PDU, Limits, Timeouts
+from dgis.dimse.users import Policy
 from dgis.record import Arrival
 
 
@@ -37,6 +39,28 @@ class Ingest(Protocol):
 
     def forget(self, association_id: str) -> None:
         """The association ended without release."""
+
+
+class Commitment(Protocol):
+    """Where storage commitment transactions are kept (`dgis.commitment.CommitmentStore`). Thread-safe."""
+
+    def accept(self, transaction: Transaction) -> bool:
+        """Keep one durably. Raises TransactionConflict, TooManyTransactions, SpoolError."""
+
+    def hold(self, key: str) -> None:
+        """Say that this process reports it on the requester's association."""
+
+    def release(self, key: str) -> None:
+        """Leave the report to the worker. Safe to repeat."""
+
+    def stamp(self, key: str) -> tuple[int, int] | None:
+        """Return something that changes when the transaction does; None when it is not open."""
+
+    def read(self, key: str) -> Transaction | None:
+        """Return an open transaction."""
+
+    def finish(self, key: str, state: Literal["reported", "given_up"], note: str = "") -> None:
+        """Close it. Raises SpoolError."""
 
 
 class Search(Protocol):
@@ -109,12 +133,16 @@ class DimseSettings:
     issuer: str = ""  # of patient IDs whose sender names none, unless the AE table does
     accept_any_called: bool = False
     also_called: tuple[str, ...] = ()
+    ignore_title_case: bool = False
+    user_identity: Policy = "accept"
+    users: Mapping[str, str] = field(default_factory=dict)  # hashed passcodes by name, see `users`
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_pdu: int = MAX_PDU
     find_limit: int | None = None
     names: Literal["insensitive", "exact"] = "insensitive"
     settle: float = 2.0
+    commit_report: ReportBy = "new"
     shutdown_grace: float = 3.0
 
 
@@ -126,3 +154,4 @@ class Services:
     search: Search
     retrieve: Retrieve
     ae_table: AeTable
+    commitment: Commitment | None = None  # None: the service is not offered

@@ -9,9 +9,10 @@ from collections import Counter
 from dataclasses import replace
 
 from dgis.dimse import command as dimse
-from dgis.dimse import negotiation, status
+from dgis.dimse import negotiation, status, users
 from dgis.dimse.ae import Caller
 from dgis.dimse.command import Answer, Command, Field
+from dgis.dimse.handlers.commit import commit, is_report_answer
 from dgis.dimse.handlers.find import find
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.handlers.retrieve import get, move
@@ -24,7 +25,12 @@ from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.runtime.sockets import PeerGone
 from dgis.dimse.services import DimseSettings, Services
 
-_OPERATIONS = {Field.C_FIND: Service.FIND, Field.C_MOVE: Service.MOVE, Field.C_GET: Service.GET}
+_OPERATIONS = {
+    Field.C_FIND: Service.FIND,
+    Field.C_MOVE: Service.MOVE,
+    Field.C_GET: Service.GET,
+    Field.N_ACTION: Service.COMMIT,
+}
 
 
 class Dispatcher:
@@ -35,7 +41,7 @@ class Dispatcher:
         self._settings = settings
         self._services = services
         self._ae = ae
-        self._called = {settings.aet.strip(), *(title.strip() for title in settings.also_called)}
+        self._called = {self._key(title) for title in (settings.aet, *settings.also_called)}
         self._lock = threading.Lock()
         self._slots: Counter[str] = Counter()
 
@@ -43,37 +49,60 @@ class Dispatcher:
 
     def admit(self, association: GridAssociation, request: Request) -> Rejection | None:
         """Decide by AE titles, address, certificate, user and load; nothing here waits."""
-        caller = self._services.ae_table.caller(request.calling, request.address)
-        rejection = self._rejection(request, caller)
+        caller = self._services.ae_table.caller(request.calling, request.address, request.certificate)
+        checked = users.verified(request.user, self._settings.users, self._settings.user_identity)
+        rejection = self._rejection(request, caller, user_refused=checked is None)
         if rejection is not None:
             log.warning(
                 "association rejected",
                 calling=request.calling,
                 called=request.called,
                 peer=request.address,
+                certificate=request.certificate,
                 reason=negotiation.explain(rejection),
             )
             return rejection
-        number = uuid.uuid4().hex
-        association.session = Session(
-            association_id=number,
-            caller=caller,
-            record=AssociationRecord(number, request.calling, request.called, request.address),
-            acting_for=f"ae:{request.calling}@{self._settings.site}",
-            issuer=caller.issuer or self._settings.issuer,
-            slot=request.calling,
-        )
+        association.session = self._session(request, caller, user_checked=bool(checked))
         return None
 
-    def _rejection(self, request: Request, caller: Caller) -> Rejection | None:
+    def _session(self, request: Request, caller: Caller, *, user_checked: bool) -> Session:
+        number = uuid.uuid4().hex
+        record = AssociationRecord(
+            number,
+            request.calling,
+            request.called,
+            request.address,
+            certificate=request.certificate,
+            user=request.user.name if request.user is not None else "",
+            user_checked=user_checked,
+            tls=request.tls,
+        )
+        return Session(
+            association_id=number,
+            caller=caller,
+            record=record,
+            # The verified name says more than the title that anybody on the network may use.
+            acting_for=request.certificate or f"ae:{request.calling}@{self._settings.site}",
+            issuer=caller.issuer or self._settings.issuer,
+            slot=self._key(request.calling),
+        )
+
+    def _key(self, title: str) -> str:
+        """An AE title as it is compared: without the spaces around it (PS3.5 6.2), and without case if so set."""
+        stripped = title.strip()
+        return stripped.casefold() if self._settings.ignore_title_case else stripped
+
+    def _rejection(self, request: Request, caller: Caller, *, user_refused: bool) -> Rejection | None:
         """The reason to refuse this association (PS3.8 9.3.4), None when its slot is taken."""
         if request.application_context != negotiation.APPLICATION_CONTEXT:
             return negotiation.APPLICATION_CONTEXT_NOT_SUPPORTED
-        if not self._settings.accept_any_called and request.called not in self._called:
+        if not self._settings.accept_any_called and self._key(request.called) not in self._called:
             return negotiation.CALLED_AE_NOT_RECOGNISED
         if not caller.rights:
             return negotiation.CALLING_AE_NOT_RECOGNISED
-        if not self._take_slot(request.calling):
+        if user_refused:
+            return negotiation.USER_NOT_ACCEPTED
+        if not self._take_slot(self._key(request.calling)):
             return negotiation.LOCAL_LIMIT_EXCEEDED
         return None
 
@@ -88,7 +117,11 @@ class Dispatcher:
     def negotiate(self, association: GridAssociation, request: Request) -> Verdict:
         """Answer every context; what the caller may not do is refused per operation, with a status that says so."""
         verdict = negotiation.negotiate(request.contexts, request.roles)
-        verdict = replace(verdict, extended=negotiation.answer_extended(request.extended))
+        verdict = replace(
+            verdict,
+            extended=negotiation.answer_extended(request.extended),
+            identity=negotiation.answer_identity(request.user),
+        )
         session: Session = association.session
         session.scp_roles = frozenset(uid for uid, (_, scp) in verdict.roles.items() if scp)
         session.extended = verdict.extended
@@ -109,7 +142,10 @@ class Dispatcher:
             self._cancel(session, command.responding_to)
             return True
         if command.is_response:
-            session.sub_responses.put(message)
+            if is_report_answer(command) and session.held is not None:
+                session.held.answered(message)
+            else:
+                session.sub_responses.put(message)
             return True
         answer = self._immediate(session, association.contexts[message.context_id], message)
         if answer is None:
@@ -132,9 +168,10 @@ class Dispatcher:
             return Answer(status.SUCCESS)
         if field == Field.C_STORE:
             return Answer(status.STORE_CANNOT_UNDERSTAND, "no data set, or not a storage context")
-        if field not in (Field.C_FIND, Field.C_MOVE, Field.C_GET):
+        wanted = next((service for known, service in _OPERATIONS.items() if known == field), None)
+        if wanted is None or (wanted is Service.COMMIT and self._services.commitment is None):
             return Answer(status.UNRECOGNISED_OPERATION)
-        if service is not _OPERATIONS[Field(field)]:
+        if service is not wanted:
             return Answer(status.SOP_CLASS_NOT_SUPPORTED, "not in this presentation context")
         if service.value not in session.caller.rights:
             session.record.unauthorised += 1
@@ -153,10 +190,13 @@ class Dispatcher:
             session.sub_responses.put(None)
 
     def tick(self, association: GridAssociation) -> float | None:
-        """Keep a long retrieve alive."""
+        """Keep a long retrieve alive, send a report of storage commitment that is due."""
         session: Session | None = association.session
-        operation = session.operation if session is not None else None
-        return None if operation is None else operation.tick()
+        if session is None:
+            return None
+        if (operation := session.operation) is not None:
+            return operation.tick()
+        return session.held.tick() if session.held is not None else None
 
     # --- in the association's thread ---------------------------------------------------------------------------------
 
@@ -184,6 +224,8 @@ class Dispatcher:
             find(operation, session, self._services.search, self._settings)
         elif field == Field.C_MOVE:
             move(operation, session, self._services, self._ae)
+        elif field == Field.N_ACTION and self._services.commitment is not None:
+            commit(operation, session, self._services.commitment, self._services.ae_table, self._settings)
         else:
             get(operation, session, self._services)
 
@@ -203,6 +245,8 @@ class Dispatcher:
         session: Session | None = association.session
         if session is None:
             return
+        if session.held is not None:
+            session.held.close()
         with self._lock:
             self._slots[session.slot] -= 1
             if self._slots[session.slot] <= 0:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
@@ -113,6 +114,8 @@ class GridSocket(AssociationSocket):
         self._buffer = bytearray(max(_FIRST_BUFFER, len(head)))
         self._buffer[: len(head)] = head
         self._start, self._end = 0, len(head)
+        self.secure: Callable[[socket.socket], ssl.SSLSocket] | None = None
+        self.trouble = ""  # why TLS could not be set up
         # OpenSSL objects must not be used by two threads at once; a plain socket may.
         self._io_lock = threading.Lock() if isinstance(client_socket, ssl.SSLSocket) else contextlib.nullcontext()
         if client_socket is not None:
@@ -121,10 +124,25 @@ class GridSocket(AssociationSocket):
     def connect(self, primitive: T_CONNECT) -> None:
         """Connect (bounded by the association's connection timeout), then go non-blocking."""
         super().connect(primitive)
+        if self.socket is not None and self.secure is not None:
+            self._secure(primitive, self.secure)
         if self.socket is not None:
-            if isinstance(self.socket, ssl.SSLSocket):
-                self._io_lock = threading.Lock()
             tune(self.socket)
+
+    def _secure(self, primitive: T_CONNECT, secure: Callable[[socket.socket], ssl.SSLSocket]) -> None:
+        """Shake hands; a failure becomes that of the connection, which nobody has looked at yet."""
+        plain = self.socket
+        assert plain is not None
+        try:
+            plain.settimeout(self.assoc.connection_timeout)
+            self.socket = secure(plain)
+            self._io_lock = threading.Lock()
+        except OSError as error:
+            self.trouble = str(error)
+            self._shutdown_socket()
+            self.socket = None
+            self._is_connected = False
+            primitive.result = "Evt17"
 
     # --- reading: the reading thread only ------------------------------------------------------------------------
 
@@ -217,7 +235,7 @@ class GridSocket(AssociationSocket):
         sock = self.socket
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which would go on in clear
 
     def _wait_writable(self, sock: socket.socket, deadline: float) -> None:
         left = deadline - time.monotonic()
@@ -233,7 +251,10 @@ class GridSocket(AssociationSocket):
         """Shut down and close, each whatever the other does (upstream leaves the socket open when shutdown fails)."""
         sock = self.socket
         if sock is not None:
+            if isinstance(sock, ssl.SSLSocket):
+                with contextlib.suppress(OSError, ValueError), self._io_lock:
+                    sock.unwrap()  # close_notify, so that the end does not look like a cut
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 sock.close()
