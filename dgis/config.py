@@ -92,6 +92,10 @@ class DimseConfig(Table):
     AE titles are compared without the spaces around them, and without case with `ignore_title_case`. `user_identity`:
     "accept" takes a user identity (PS3.7 D.3.3.7) as a claim, "check" wants a passcode that is sent to be right,
     "require" wants username and passcode of every association; `[[user]]` names them.
+
+    A C-FIND: `names` "insensitive" finds person names whatever their case and accents, "exact" only as written (PS3.4
+    C.2.2.2.1 leaves both open). `hierarchy` "strict" refuses a query that lacks a unique key of an upper level and did
+    not negotiate relational queries; "lenient" answers it. `find_limit` answers at most, A700 says when there are more.
     """
 
     host: str = "127.0.0.1"
@@ -103,6 +107,7 @@ class DimseConfig(Table):
     max_pdu: int = Field(default=131072, ge=4096, le=131072)
     find_limit: int | None = Field(default=None, ge=1)
     names: Literal["insensitive", "exact"] = "insensitive"
+    hierarchy: Literal["lenient", "strict"] = "lenient"
 
 
 class DimseTlsConfig(Table):

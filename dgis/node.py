@@ -29,9 +29,11 @@ from dgis.copier import CopyPlan
 from dgis.dimse.ae import AeTable, UnknownAe
 from dgis.dimse.commit_report import EventReporter
 from dgis.dimse.limits import Limits, Timeouts
+from dgis.dimse.outgoing import Adapter
 from dgis.dimse.secure import TlsCaller
 from dgis.dimse.serve import TlsListener, serve_dimse
 from dgis.dimse.services import DimseSettings, Services
+from dgis.disk import ProcessDirectory
 from dgis.elements import Elements
 from dgis.ingest import Ingest, Promise
 from dgis.metrics import Metrics, make_metrics
@@ -40,6 +42,7 @@ from dgis.retrieve import Retrieve
 from dgis.search import Search
 from dgis.sources import BlameReporter, Sources
 from dgis.spool import Spool
+from dgis.transcode.pool import Transcoder
 from dgis.worker import Commitments, Worker, WorkerSettings
 from storage_provider.channels import open_channels
 from storage_provider.transfer.engine import Engine
@@ -153,6 +156,7 @@ def dimse_settings(node: NodeConfig) -> DimseSettings:
         max_pdu=node.dimse.max_pdu,
         find_limit=node.dimse.find_limit,
         names=node.dimse.names,
+        hierarchy=node.dimse.hierarchy,
         settle=node.dgis.settle,
         commit_report=node.dgis.commit_report,
     )
@@ -165,13 +169,16 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     elements = Elements(catalog)
     engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
+    converted = ProcessDirectory(node.dgis.spool / "scratch")
     sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
     return Services(
         ingest=make_ingest(node, metrics),
         search=Search(catalog, unreachable, metrics),
         retrieve=Retrieve(catalog, sources, elements, metrics),
         ae_table=ae_table(node, config),
+        adapter=Adapter(Transcoder(), lambda: converted.get().path),
         commitment=CommitmentStore(node.dgis.spool),
+        replaced=metrics.replaced_characters.inc,
     )
 
 

@@ -7,7 +7,7 @@ alike, each with whatever transfer syntax its sender prefers, because nothing is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -109,7 +109,7 @@ class Extensions:
 
 
 SUPPORTED: Mapping[Service, Extensions] = {
-    Service.FIND: Extensions(),
+    Service.FIND: Extensions(relational=True, date_time=True),
     Service.MOVE: Extensions(relational=True),
     Service.GET: Extensions(relational=True),
 }
@@ -179,12 +179,19 @@ def service_of(abstract_syntax: str) -> Service:
 
 
 def negotiate(proposed: tuple[Context, ...], roles: Mapping[str, tuple[bool, bool]]) -> Verdict:
-    """Answer every context by itself; of the syntaxes that can be served the requestor's first is taken."""
+    """Answer every context; of the syntaxes that can be served the requestor's first is taken.
+
+    A context in which a C-GET requestor receives is answered so that everything stored can be sent, see `_receiving`.
+    """
     accepted: list[Context] = []
     rejected: list[tuple[Context, int]] = []
+    gets = any(service_of(context.abstract_syntax) is Service.GET for context in proposed)
     for context in proposed:
         service = service_of(context.abstract_syntax)
-        syntax = next((s for s in context.transfer_syntaxes if _served(service, s)), None)
+        served = [s for s in context.transfer_syntaxes if _served(service, s)]
+        if gets and service is Service.STORE and roles.get(context.abstract_syntax, (True, False))[1]:
+            served = _receiving(context.abstract_syntax, served, accepted)
+        syntax = next(iter(served), None)
         if service is Service.NONE:
             rejected.append((context, ABSTRACT_SYNTAX_NOT_SUPPORTED))
         elif syntax is None:
@@ -192,6 +199,18 @@ def negotiate(proposed: tuple[Context, ...], roles: Mapping[str, tuple[bool, boo
         else:
             accepted.append(Context(context.id, context.abstract_syntax, (syntax,)))
     return Verdict(tuple(accepted), tuple(rejected), _answer_roles(roles))
+
+
+def _receiving(abstract_syntax: str, offered: list[str], accepted: Iterable[Context]) -> list[str]:
+    """Order the syntaxes of a context in which we send: what can be sent is known only later.
+
+    Anything decodable fits an uncompressed syntax, so the first of several is one of these; of a further context
+    of the same SOP class, or where there is none, the requestor's first that it does not have yet.
+    """
+    have = {c.transfer_syntax for c in accepted if c.abstract_syntax == abstract_syntax}
+    plain = [s for s in offered if s in IDENTIFIER_SYNTAXES]
+    new = [s for s in offered if s not in have]
+    return (plain if plain and not have & IDENTIFIER_SYNTAXES else new) or offered
 
 
 def _served(service: Service, syntax: str) -> bool:

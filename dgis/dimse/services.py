@@ -11,6 +11,7 @@ from catalog.wire import Located, LocateRequest, Query, Row
 from dgis.commitment import ReportBy, Transaction
 from dgis.dimse.ae import AeTable
 from dgis.dimse.limits import MAX_PDU, Limits, Timeouts
+from dgis.dimse.outgoing import Adapter
 from dgis.dimse.users import Policy
 from dgis.record import Arrival
 
@@ -141,9 +142,14 @@ class DimseSettings:
     max_pdu: int = MAX_PDU
     find_limit: int | None = None
     names: Literal["insensitive", "exact"] = "insensitive"
+    hierarchy: Literal["lenient", "strict"] = "lenient"
     settle: float = 2.0
     commit_report: ReportBy = "new"
     shutdown_grace: float = 3.0
+
+
+def ignore(_count: int) -> None:
+    """Count nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +161,5 @@ class Services:
     retrieve: Retrieve
     ae_table: AeTable
     commitment: Commitment | None = None  # None: the service is not offered
+    adapter: Adapter | None = None  # None: everything goes out as it is stored
+    replaced: Callable[[int], None] = ignore  # counts characters that a forced character set does not have

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from catalog.errors import CatalogIncomplete, CatalogRefused, CatalogUnavailable, UnknownSubject
 from catalog.wire import (
+    Conflict,
     InstanceRecord,
     Located,
     LocateRequest,
@@ -48,6 +49,7 @@ class MemoryCatalog:
         self.down = False
         self.refuse: Callable[[InstanceRecord], bool] = lambda record: False
         self.reject: Callable[[InstanceRecord], bool] = lambda record: False
+        self.open_conflicts: list[Conflict] = []
         self.rows: list[Row] = []
         self.cut_after: int | None = None
         self.queries: list[Query] = []
@@ -103,6 +105,10 @@ class MemoryCatalog:
             if number == self.cut_after:
                 raise CatalogIncomplete("cut")
             yield self._located(record)
+
+    def conflicts(self, state: str | None = "open", *, limit: int = 1000) -> list[Conflict]:
+        self._answer()
+        return self.open_conflicts[:limit]
 
     def verified(self, key: str) -> set[str]:
         """The storage elements with a verified copy."""

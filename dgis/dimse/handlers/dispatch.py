@@ -16,6 +16,7 @@ from dgis.dimse.handlers.commit import commit, is_report_answer
 from dgis.dimse.handlers.find import find
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.handlers.retrieve import get, move
+from dgis.dimse.handlers.rows import Pumps
 from dgis.dimse.handlers.store import StoreSink
 from dgis.dimse.messages import Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Request, Service, Verdict
@@ -44,6 +45,7 @@ class Dispatcher:
         self._called = {self._key(title) for title in (settings.aet, *settings.also_called)}
         self._lock = threading.Lock()
         self._slots: Counter[str] = Counter()
+        self._pumps = Pumps()
 
     # --- admission -------------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class Dispatcher:
     def _run(self, operation: Operation, session: Session) -> None:
         field = operation.message.command.field
         if field == Field.C_FIND:
-            find(operation, session, self._services.search, self._settings)
+            find(operation, session, self._services, self._settings, self._pumps)
         elif field == Field.C_MOVE:
             move(operation, session, self._services, self._ae)
         elif field == Field.N_ACTION and self._services.commitment is not None:
