@@ -14,7 +14,8 @@ from rich.progress import Progress
 
 from dgis.cli.output import Format, console, format_option, notes, print_json, size, table
 from dgis.cli.peers import Interrupt, Remote, exit_code, progress_bar, remote, target_options
-from dgis.dimse.scu import Outgoing, StoreSender, outcome
+from dgis.dimse.outgoing import Outgoing
+from dgis.dimse.scu import StoreSender, outcome
 from dgis.dimse.status import meaning
 from dgis.medium import NotAnInstance, find_files, open_instance
 from dgis.part10 import Part10Error
@@ -44,6 +45,7 @@ def command(
     paths: tuple[Path, ...],
     aet: str,
     timeout: float,
+    tls: bool,
     home: Path,
     config: Path | None,
     fmt: Format,
@@ -53,7 +55,7 @@ def command(
     TARGET is an AE title of the AE table, the node's own, or AET@HOST:PORT. Each file that was not stored is named
     with the reason. Ctrl-C stops. Exit code 3: some files were not stored.
     """
-    there = remote(target, home=home, config=config, aet=aet, timeout=timeout)
+    there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     tally = _Tally()
     started = time.monotonic()
     with Interrupt() as interrupt, progress_bar() as bar:

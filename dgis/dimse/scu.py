@@ -1,4 +1,4 @@
-"""C-STORE as SCU: instances go out as they are stored, straight from their file."""
+"""C-STORE as SCU: instances go out straight from their file, as they are stored unless the peer does not take that."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from dgis.dimse import command as dimse
 from dgis.dimse import status
@@ -16,31 +14,20 @@ from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Request, Verdict
+from dgis.dimse.outgoing import AS_STORED, MAX_CONTEXTS, Adapter, Outgoing, context_for, contexts_of
 from dgis.dimse.record import log
 from dgis.dimse.refusal import refusal
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal
 from dgis.dimse.runtime.sockets import PeerGone
+from dgis.transcode.errors import TranscodeError
 
-_MAX_CONTEXTS = 128
 _MAX_DEAD = 3  # associations lost one after the other before a destination is given up
 _RETRY_AFTER = (0.3, 0.9)  # a viewer may open its listener only when it has asked for the move
 
 
 class SendCancelled(Exception):
     """The one who wanted the instance does not want it any more; the association was aborted in mid-message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One instance to send: `length` bytes of data set from `offset` of `path`."""
-
-    sop_class: str
-    instance: str
-    transfer_syntax: str
-    path: Path
-    offset: int
-    length: int
 
 
 def send_data_set(
@@ -149,8 +136,8 @@ class NobodyServed:
 class StoreSender:
     """Sends instances to one destination over as many associations as their contexts need, each opened when needed.
 
-    One context per (SOP class, transfer syntax), so that the peer cannot choose another syntax than the stored one.
-    Use from one thread; `wake` may be called from another.
+    A context per (SOP class, transfer syntax), so that the peer cannot prefer another syntax to the stored one, and one
+    with what it can be converted to. Use from one thread; `wake` may be called from another.
     """
 
     def __init__(
@@ -161,15 +148,15 @@ class StoreSender:
         *,
         originator: MoveOriginator | None,
         cancelled: Callable[[], bool],
+        adapter: Adapter = AS_STORED,
     ) -> None:
         """Prepare for instances of these (SOP class, transfer syntax) kinds; connect to nobody yet."""
         self._ae = ae
         self._peer = peer
         self._originator = originator
         self._cancelled = cancelled
-        distinct = list(dict.fromkeys(kinds))
-        self._groups = [distinct[i : i + _MAX_CONTEXTS] for i in range(0, len(distinct), _MAX_CONTEXTS)]
-        self._group_of = {kind: number for number, group in enumerate(self._groups) for kind in group}
+        self._adapter = adapter
+        self._groups, self._group_of = _grouped(contexts_of(kinds, convertible=adapter is not AS_STORED))
         self._open: dict[int, GridAssociation] = {}
         self._message_id = 0
         self._dead = 0
@@ -191,10 +178,18 @@ class StoreSender:
         association = self._association(self._group_of[item.sop_class, item.transfer_syntax])
         if association is None:
             return None
-        context_id = _context_for(association, item)
-        if context_id is None:
+        context = context_for(association.contexts.values(), item)
+        if context is None:
             self.reason = "the peer does not accept this SOP class in this transfer syntax"
             return None
+        try:
+            with self._adapter.adapted(item, context.transfer_syntax, cancelled=self._cancelled) as ready:
+                return self._deliver(association, context.id, ready)
+        except TranscodeError as error:
+            self.reason = str(error)
+            return None
+
+    def _deliver(self, association: GridAssociation, context_id: int, item: Outgoing) -> int | None:
         self.reason = ""
         self._message_id = self._message_id % 0xFFFF + 1
         request = dimse.store_request(self._message_id, item.sop_class, item.instance, self._originator)
@@ -228,9 +223,8 @@ class StoreSender:
     def _association(self, group: int) -> GridAssociation | None:
         if group in self._open or self.given_up or self._cancelled():
             return self._open.get(group)
-        proposals = [Proposal(sop_class, (syntax,)) for sop_class, syntax in self._groups[group]]
         try:
-            association = self._connect(proposals)
+            association = self._connect(self._groups[group])
         except OSError as error:
             log.warning("move destination not resolved", destination=self._peer.title, reason=error.strerror)
             self._dead = _MAX_DEAD
@@ -284,11 +278,19 @@ def _may_change(association: GridAssociation) -> bool:
     return answer is None or answer.result == 0x02
 
 
-def _context_for(association: GridAssociation, item: Outgoing) -> int | None:
-    for context in association.contexts.values():
-        if context.abstract_syntax == item.sop_class and context.transfer_syntax == item.transfer_syntax:
-            return context.id
-    return None
+def _grouped(
+    blocks: Iterable[list[tuple[str, tuple[str, ...]]]],
+) -> tuple[list[list[Proposal]], dict[tuple[str, str], int]]:
+    """Return the proposals of each association, and which association serves a (SOP class, transfer syntax)."""
+    groups: list[list[Proposal]] = []
+    group_of: dict[tuple[str, str], int] = {}
+    for block in blocks:
+        if not groups or len(groups[-1]) + len(block) > MAX_CONTEXTS:
+            groups.append([])
+        groups[-1] += [Proposal(sop_class, syntaxes) for sop_class, syntaxes in block]
+        for sop_class, syntaxes in block:
+            group_of.setdefault((sop_class, syntaxes[0]), len(groups) - 1)
+    return groups, group_of
 
 
 def comment_of(command: dimse.Command) -> str:
