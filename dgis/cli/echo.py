@@ -10,7 +10,7 @@ import click
 
 from dgis.cli.output import EXIT_FAILED, EXIT_OK, EXIT_PARTLY, Format, console, format_option, print_json
 from dgis.cli.peers import remote, target_options
-from dgis.dimse.echo import EchoAnswer, echo
+from dgis.dimse.echo import EchoAnswer, echo_peer
 
 _EXAMPLES = """\b
 Examples:
@@ -22,17 +22,19 @@ Examples:
 @target_options
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1, 1000), help="How often, once a second.")
 @format_option
-def command(*, target: str, aet: str, timeout: float, home: Path, config: Path | None, count: int, fmt: Format) -> None:
+def command(
+    *, target: str, aet: str, timeout: float, tls: bool, home: Path, config: Path | None, count: int, fmt: Format
+) -> None:
     """Associate with TARGET, send a C-ECHO, release; say in words what is wrong when it does not work.
 
     TARGET is an AE title of the AE table, the node's own, or AET@HOST:PORT. Exit code 3: only some answered.
     """
-    there = remote(target, home=home, config=config, aet=aet, timeout=timeout)
+    there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     answers: list[EchoAnswer] = []
     for number in range(count):
         if number:
             time.sleep(1.0)
-        answer = echo(there.peer.host, there.peer.port, called_aet=there.peer.title, calling_aet=there.ae.ae_title)
+        answer = echo_peer(there.ae, there.peer)
         answers.append(answer)
         if fmt == "text":
             console().print(f"{there.where}: {answer.detail}", markup=False)

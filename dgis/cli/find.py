@@ -75,6 +75,7 @@ def command(
     target: str,
     aet: str,
     timeout: float,
+    tls: bool,
     home: Path,
     config: Path | None,
     level: str,
@@ -89,7 +90,7 @@ def command(
     Without -k the usual attributes of the level are returned. Ctrl-C cancels and shows what came. Exit code 3: not
     all of it came.
     """
-    there = remote(target, home=home, config=config, aet=aet, timeout=timeout)
+    there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     asked = _asked(level, keys, only_keys=only_keys)
     try:
         wanted = identifier(level.upper(), asked)

@@ -56,6 +56,7 @@ def command(
     target: str,
     aet: str,
     timeout: float,
+    tls: bool,
     home: Path,
     config: Path | None,
     out: Path,
@@ -71,7 +72,7 @@ def command(
     data set exactly as it was sent; a file of the same name is replaced. Ctrl-C cancels and keeps what came. Exit code
     3: some instances did not come.
     """
-    there = remote(target, home=home, config=config, aet=aet, timeout=timeout)
+    there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     wanted = retrieve_identifier(keys, level)
     out.mkdir(parents=True, exist_ok=True)
     kinds: list[tuple[str, str | None]] = [(_class_uid(name), None) for name in sop_classes]

@@ -45,6 +45,7 @@ def command(
     target: str,
     aet: str,
     timeout: float,
+    tls: bool,
     home: Path,
     config: Path | None,
     destination: str,
@@ -58,7 +59,7 @@ def command(
     TARGET is an AE title of the AE table, the node's own, or AET@HOST:PORT; it must know the destination. Progress is
     what TARGET reports. Ctrl-C cancels. Exit code 3: some instances were not sent.
     """
-    there = remote(target, home=home, config=config, aet=aet, timeout=timeout)
+    there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     wanted = retrieve_identifier(keys, level)
     problem = ""
     with Interrupt() as interrupt, open_asking(there.ae, there.peer, model=model, service="move") as asking:

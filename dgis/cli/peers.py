@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from pydicom.dataset import Dataset
@@ -22,6 +22,9 @@ from dgis.dimse.limits import PeerAddress, Timeouts
 from dgis.dimse.query_scu import Ending
 from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.status import CANCELLED, meaning
+
+if TYPE_CHECKING:
+    from dgis.dimse.secure import TlsCaller
 
 F = TypeVar("F", bound=Callable[..., Any])
 LEVELS = ("patient", "study", "series", "image")
@@ -48,7 +51,10 @@ def target_options(function: F) -> F:
     timeout = click.option(
         "--timeout", default=60.0, show_default=True, type=click.FloatRange(1, 86400), help="Seconds without an answer."
     )
-    return click.argument("target")(aet(timeout(node_options(function))))
+    tls = click.option(
+        "--tls", is_flag=True, help="Over DICOM TLS, with the node's certificate (AE table entries know)."
+    )
+    return click.argument("target")(aet(timeout(tls(node_options(function)))))
 
 
 def key_options(function: F) -> F:
@@ -79,7 +85,7 @@ def _keys(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
         raise click.BadParameter(str(error)) from None
 
 
-def remote(target: str, *, home: Path, config: Path | None, aet: str, timeout: float) -> Remote:
+def remote(target: str, *, home: Path, config: Path | None, aet: str, timeout: float, tls: bool = False) -> Remote:
     """Resolve TARGET: AET@HOST:PORT, a title of the AE table, or the node's own title. Raises UsageError."""
     found = _ADDRESS.match(target)
     if found and 0 < int(found["port"]) < 65536:
@@ -88,8 +94,18 @@ def remote(target: str, *, home: Path, config: Path | None, aet: str, timeout: f
         raise click.UsageError(f"{target!r} is not AET@HOST:PORT, for example ORTHANC@192.0.2.7:4242")
     else:
         peer = _from_table(target.strip(), home, config)
+    if tls:
+        peer = replace(peer, tls=True)
     timeouts = Timeouts(connect=min(5.0, timeout), acse=min(20.0, timeout), dimse=timeout, send=timeout)
-    return Remote(peer, GridAE(aet.strip() or _own_title(home, config), timeouts=timeouts))
+    caller = _tls_caller(home, config) if peer.tls else None
+    return Remote(peer, GridAE(aet.strip() or _own_title(home, config), timeouts=timeouts, tls=caller))
+
+
+def _tls_caller(home: Path, config: Path | None) -> TlsCaller:
+    from dgis.dimse.secure import TlsCaller
+    from dgis.node import dimse_identity
+
+    return TlsCaller(dimse_identity(read_node(home, config)))
 
 
 def _from_table(title: str, home: Path, config: Path | None) -> PeerAddress:

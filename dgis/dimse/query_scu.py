@@ -21,7 +21,7 @@ from dgis.dimse.command import Command, Counts, Field
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message
 from dgis.dimse.negotiation import EXPLICIT_LE, IMPLICIT_LE
-from dgis.dimse.refusal import refusal
+from dgis.dimse.refusal import refusal, unopened
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal, silence_upstream
 from dgis.dimse.runtime.sockets import PeerGone
@@ -163,7 +163,7 @@ def open_asking(
     try:
         association = ae.open(peer, proposals, user=user or NobodyServed())
     except OSError as error:
-        raise PeerSilent(f"the host name {peer.host} cannot be resolved: {error.strerror}") from error
+        raise PeerSilent(unopened(error, peer)) from error
     if not association.is_established:
         why = refusal(association, calling=ae.ae_title, called=peer.title)
         raise (PeerRefused if association.acceptor.primitive is not None else PeerSilent)(why)

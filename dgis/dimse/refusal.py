@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+
+from dgis.dimse.limits import PeerAddress
 from dgis.dimse.runtime.association import GridAssociation
 
 
@@ -20,3 +23,10 @@ def refusal(association: GridAssociation, *, calling: str, called: str) -> str:
     if (source, reason) == (3, 2):
         return "rejected for now: the peer has reached its limit of associations"
     return f"rejected (source {source}, reason {reason}; PS3.8 9.3.4)"
+
+
+def unopened(error: OSError, peer: PeerAddress) -> str:
+    """Say why an association could not even be tried."""
+    if isinstance(error, socket.gaierror):
+        return f"the host name {peer.host} cannot be resolved: {error.strerror}"
+    return error.strerror or str(error)
