@@ -1,4 +1,4 @@
-"""Specific Character Set (0008,0005): text to bytes and back, code extensions included: PS3.3 C.12.1.1.2, PS3.5 6.1. Pure.
+"""Specific Character Set (0008,0005): text to bytes and back, with code extensions (PS3.3 C.12.1.1.2, PS3.5 6.1; pure).
 
 One codec for both sides, so that a name in a query becomes the same Unicode as the name in a stored header. What a set
 cannot hold is never written as something else: `encode` says None.

@@ -34,6 +34,8 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
             "issuer": entry.issuer,
             "tls": entry.tls,
             "certificate": entry.certificate,
+            "charset": entry.charset,
+            "find_limit": entry.find_limit,
         }
         for entry in node_table(home, config).entries()
     ]
@@ -58,6 +60,8 @@ def _rights(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[R
 @click.option("--issuer", default="", help="Issuer of its patient IDs when a data set names none.")
 @click.option("--tls", is_flag=True, help="Its port is a DICOM TLS port.")
 @click.option("--certificate", default="", metavar="DN", help="Subject of the certificate it must show, over TLS.")
+@click.option("--charset", default="", metavar="TERM", help="The one character set that it reads, like ISO_IR 100.")
+@click.option("--find-limit", type=click.IntRange(1), help="Answers to one C-FIND, in place of the node's.")
 @node_options
 def add_command(
     *,
@@ -69,6 +73,8 @@ def add_command(
     issuer: str,
     tls: bool,
     certificate: str,
+    charset: str,
+    find_limit: int | None,
     home: Path,
     config: Path | None,
 ) -> None:
@@ -85,6 +91,8 @@ def add_command(
             issuer=issuer,
             tls=tls,
             certificate=certificate,
+            charset=charset,
+            find_limit=find_limit,
         )
     except ValueError as error:
         raise click.UsageError(_first_line(error)) from None
@@ -121,13 +129,15 @@ def remove_command(*, title: str, home: Path, config: Path | None) -> None:
 @format_option
 def echo_command(*, title: str, home: Path, config: Path | None, fmt: Format) -> None:
     """Send a C-ECHO to an entry's host and port, as this node would open a C-MOVE sub-association."""
-    from dgis.dimse.echo import echo
+    from dgis.cli.peers import remote
+    from dgis.dimse.echo import echo_peer
 
     node = read_node(home, config)
     peer = node_table(home, config).destination(title)
     if peer is None:
         raise click.ClickException(f"{title} is not in the table, or without host and port; see dgis ae list")
-    answer = echo(peer.host, peer.port, called_aet=peer.title, calling_aet=node.dgis.aet)
+    there = remote(title, home=home, config=config, aet=node.dgis.aet, timeout=5.0)
+    answer = echo_peer(there.ae, there.peer)
     if fmt == "json":
         print_json({"title": peer.title, "ok": answer.ok, "detail": answer.detail, "seconds": answer.seconds})
     else:

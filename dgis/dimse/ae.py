@@ -9,6 +9,8 @@
     issuer = "HOSPITAL-A"   # of its patient IDs when a data set names none
     tls = true              # the port above speaks DICOM TLS
     certificate = "/O=Hospital A/CN=viewer1"    # it calls, and answers, with this certificate only
+    charset = "ISO_IR 100"  # answer its queries in this set, whatever it asks in
+    find_limit = 500        # answers to one C-FIND
 
 The file is read again when it changes and is replaced by rename; a file that cannot be read leaves the old table in
 force. A title may stand in the table more than once with different networks; the first entry that fits counts.
@@ -30,6 +32,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from certs.dn import DN
 from certs.errors import CertsError
 from certs.log import get_log
+from dgis.dimse.charset import Charset
 from dgis.dimse.limits import PeerAddress
 from dgis.errors import DgisError
 
@@ -60,6 +63,10 @@ def _dn(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _charset(text: str) -> str:
+    return Charset.parse(text).value if text else ""
+
+
 class AeEntry(BaseModel):
     """One application entity."""
 
@@ -73,6 +80,8 @@ class AeEntry(BaseModel):
     networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     certificate: Annotated[str, AfterValidator(_dn)] = ""  # subject DN: who calls, and who answers there, over TLS
     tls: bool = False  # the destination's port is a DICOM TLS port
+    charset: Annotated[str, AfterValidator(_charset)] = ""  # the only one that it reads; "" means what it asks in
+    find_limit: int | None = Field(default=None, ge=1)  # of answers to a C-FIND, in place of the node's
 
     def fits(self, address: str, certificate: str = "") -> bool:
         """Whether a peer at this address, with this verified subject DN, may use the entry."""
@@ -110,6 +119,8 @@ class Caller:
     rights: frozenset[Right]
     issuer: str
     known: bool
+    charset: str = ""
+    find_limit: int | None = None
 
 
 class AeTable:
@@ -145,7 +156,7 @@ class AeTable:
         named = [entry for entry in self.entries() if self._same(entry.title, wanted)]
         for entry in named:
             if entry.fits(address, certificate):
-                return Caller(wanted, frozenset(entry.rights), entry.issuer, known=True)
+                return _caller(wanted, entry)
         if any(entry.certificate for entry in named):
             return Caller(wanted, frozenset(), "", known=False)
         allowed = not self._unknown.networks or _within(address, self._unknown.networks)
@@ -172,6 +183,12 @@ class AeTable:
         if len(kept) != len(before):
             write(self.path, kept)
         return len(kept) != len(before)
+
+
+def _caller(title: str, entry: AeEntry) -> Caller:
+    return Caller(
+        title, frozenset(entry.rights), entry.issuer, known=True, charset=entry.charset, find_limit=entry.find_limit
+    )
 
 
 def read(path: Path) -> tuple[AeEntry, ...]:

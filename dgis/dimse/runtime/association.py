@@ -98,6 +98,7 @@ class GridAssociation(Association):
         self.contexts: dict[int, Context] = {}
         self.tls = False
         self.certificate = ""  # subject DN of the verified peer, on TLS
+        self.trouble = ""  # as requestor: why TLS could not be set up
         self._is_paused = True  # upstream's SCU methods wait for this: no reactor competes with them here
 
     def _bind_defaults(self) -> None:
@@ -256,6 +257,18 @@ class GridAssociation(Association):
         whole = b"".join(parts)
         with self.turn():
             self.write_in_turn(whole)
+
+    def send_messages(self, context_id: int, command: bytes, data_sets: list[bytes]) -> None:
+        """Write the same command with each data set, as whole messages in one go. Raises PeerGone."""
+        head = b"".join(dimse.p_data(context_id, command, is_command=True, max_pdu=self.peer_max_pdu))
+        out = bytearray()
+        for data in data_sets:
+            out += head
+            for pdu in dimse.p_data(context_id, data, is_command=False, max_pdu=self.peer_max_pdu):
+                out += pdu
+        if out:
+            with self.turn():
+                self.write_in_turn(bytes(out))
 
     @property
     def peer_max_pdu(self) -> int:
