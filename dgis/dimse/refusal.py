@@ -10,6 +10,8 @@ from dgis.dimse.runtime.association import GridAssociation
 
 def refusal(association: GridAssociation, *, calling: str, called: str) -> str:
     """Say what the peer answered to an association that is not established, and what to do about it."""
+    if association.trouble:
+        return f"no association: TLS failed: {association.trouble}"
     if not association.is_rejected:
         if association.acceptor.primitive is not None:
             return "no association: the peer accepts none of the proposed presentation contexts"

@@ -234,7 +234,7 @@ class StoreSender:
             self._open[group] = association
             return association
         self.reason = refusal(association, calling=self._ae.ae_title, called=self._peer.title)
-        log.warning("move destination not reached", destination=self._peer.title, rejected=association.is_rejected)
+        log.warning("move destination not reached", destination=self._peer.title, reason=self.reason)
         # Nobody there, or all contexts refused: neither gets better by asking for each instance again.
         self._dead = _MAX_DEAD if len(self._groups) == 1 else self._dead + 1
         return None

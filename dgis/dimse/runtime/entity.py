@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import socket
 import ssl
@@ -78,7 +77,7 @@ class GridAE(AE):
         connection = GridSocket(
             association, address=local, max_pdu=self.maximum_pdu_size, send_timeout=self.timeouts.send
         )
-        connection.secure = self._handshake(peer)
+        connection.secure = self._handshake(association, peer)
         association.set_socket(connection)
         association.acceptor.ae_title = peer.title
         association.acceptor.address_info = remote
@@ -91,12 +90,24 @@ class GridAE(AE):
         association.request()
         return association
 
-    def _handshake(self, peer: PeerAddress) -> Callable[[socket.socket], ssl.SSLSocket] | None:
+    def _handshake(
+        self, association: GridAssociation, peer: PeerAddress
+    ) -> Callable[[socket.socket], ssl.SSLSocket] | None:
+        """What makes a connection to this peer secure, None when nothing is to."""
         if not peer.tls:
             return None
-        if self._tls is None:
+        tls = self._tls
+        if tls is None:
             raise OSError(errno.EPROTO, f"no identity is configured to reach {peer.title} over DICOM TLS")
-        return functools.partial(self._tls.secure, peer=peer)
+
+        def secure(sock: socket.socket) -> ssl.SSLSocket:
+            try:
+                return tls.secure(sock, peer)
+            except OSError as error:
+                association.trouble = str(error)
+                raise
+
+        return secure
 
     def _introduce(self, association: GridAssociation, local: AddressInformation) -> None:
         us = association.requestor

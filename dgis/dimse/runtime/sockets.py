@@ -115,7 +115,6 @@ class GridSocket(AssociationSocket):
         self._buffer[: len(head)] = head
         self._start, self._end = 0, len(head)
         self.secure: Callable[[socket.socket], ssl.SSLSocket] | None = None
-        self.trouble = ""  # why TLS could not be set up
         # OpenSSL objects must not be used by two threads at once; a plain socket may.
         self._io_lock = threading.Lock() if isinstance(client_socket, ssl.SSLSocket) else contextlib.nullcontext()
         if client_socket is not None:
@@ -137,8 +136,7 @@ class GridSocket(AssociationSocket):
             plain.settimeout(self.assoc.connection_timeout)
             self.socket = secure(plain)
             self._io_lock = threading.Lock()
-        except OSError as error:
-            self.trouble = str(error)
+        except OSError:
             self._shutdown_socket()
             self.socket = None
             self._is_connected = False
