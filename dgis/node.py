@@ -22,6 +22,7 @@ from certs.config import IdentityConfig
 from certs.https.session import GridSession
 from certs.log import get_log
 from dgis.board import Unreachable, read_board
+from dgis.commit_answers import CommitAnswers
 from dgis.commitment import CommitmentStore
 from dgis.committer import CommitRules
 from dgis.config import NodeConfig
@@ -178,6 +179,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
         ae_table=ae_table(node, config),
         adapter=Adapter(Transcoder(), lambda: converted.get().path),
         commitment=CommitmentStore(node.dgis.spool),
+        commit_answers=CommitAnswers(node.dgis.spool),
         replaced=metrics.replaced_characters.inc,
     )
 

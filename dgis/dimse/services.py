@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from catalog.wire import Located, LocateRequest, Query, Row
+from dgis.commit_answers import Answered
 from dgis.commitment import ReportBy, Transaction
 from dgis.dimse.ae import AeTable
 from dgis.dimse.limits import MAX_PDU, Limits, Timeouts
@@ -62,6 +63,13 @@ class Commitment(Protocol):
 
     def finish(self, key: str, state: Literal["reported", "given_up"], note: str = "") -> None:
         """Close it. Raises SpoolError."""
+
+
+class Answers(Protocol):
+    """Where reports go that somebody on this machine waits for (`dgis.commit_answers.CommitAnswers`). Thread-safe."""
+
+    def put(self, transaction_uid: str, answered: Answered) -> bool:
+        """Keep one; False when nobody waits for it. Raises SpoolError."""
 
 
 class Search(Protocol):
@@ -161,5 +169,6 @@ class Services:
     retrieve: Retrieve
     ae_table: AeTable
     commitment: Commitment | None = None  # None: the service is not offered
+    commit_answers: Answers | None = None  # None: we never ask others
     adapter: Adapter | None = None  # None: everything goes out as it is stored
     replaced: Callable[[int], None] = ignore  # counts characters that a forced character set does not have

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from dgis.commit_answers import Answered
 from dgis.commitment import TooManyTransactions, Transaction, TransactionConflict
 from dgis.dimse import command as dimse
 from dgis.dimse import status
 from dgis.dimse.ae import AeTable
 from dgis.dimse.command import Answer, Command, Field
 from dgis.dimse.commit_report import declined, report_message
+from dgis.dimse.commit_scu import take_report
 from dgis.dimse.commit_wire import REQUEST_COMMITMENT, WELL_KNOWN_INSTANCE, CommitmentError, read_request
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.messages import Message
@@ -18,7 +20,7 @@ from dgis.dimse.negotiation import STORAGE_COMMITMENT, Context
 from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.sockets import PeerGone
-from dgis.dimse.services import Commitment, DimseSettings
+from dgis.dimse.services import Answers, Commitment, DimseSettings
 from dgis.errors import DgisError, SpoolFull
 
 _POLL = 0.2
@@ -188,6 +190,19 @@ class HeldReports:
             change()
         except (DgisError, OSError) as error:
             log.error("storage commitment not noted", error=type(error).__name__)
+
+
+def take_event(operation: Operation, answers: Answers) -> None:
+    """Take the report of a peer that somebody on this machine asked. Raises PeerGone."""
+    answer, report = take_report(operation.message, operation.context)
+    if report is not None:
+        try:
+            if not answers.put(report.transaction_uid, Answered(committed=report.committed, failed=report.failed)):
+                answer = Answer(status.PROCESSING_FAILURE, "nobody here waits for this Transaction UID")
+        except DgisError as error:
+            log.error("storage commitment report not kept", error=type(error).__name__)
+            answer = Answer(status.PROCESSING_FAILURE, "the report cannot be kept now")
+    operation.finish(answer)
 
 
 def is_report_answer(command: Command) -> bool:

@@ -12,7 +12,7 @@ from dgis.dimse import command as dimse
 from dgis.dimse import negotiation, status, users
 from dgis.dimse.ae import Caller
 from dgis.dimse.command import Answer, Command, Field
-from dgis.dimse.handlers.commit import commit, is_report_answer
+from dgis.dimse.handlers.commit import commit, is_report_answer, take_event
 from dgis.dimse.handlers.find import find
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.handlers.retrieve import get, move
@@ -31,6 +31,7 @@ _OPERATIONS = {
     Field.C_MOVE: Service.MOVE,
     Field.C_GET: Service.GET,
     Field.N_ACTION: Service.COMMIT,
+    Field.N_EVENT_REPORT: Service.COMMIT,
 }
 
 
@@ -171,17 +172,23 @@ class Dispatcher:
         if field == Field.C_STORE:
             return Answer(status.STORE_CANNOT_UNDERSTAND, "no data set, or not a storage context")
         wanted = next((service for known, service in _OPERATIONS.items() if known == field), None)
-        if wanted is None or (wanted is Service.COMMIT and self._services.commitment is None):
+        if wanted is None or not self._offered(field):
             return Answer(status.UNRECOGNISED_OPERATION)
         if service is not wanted:
             return Answer(status.SOP_CLASS_NOT_SUPPORTED, "not in this presentation context")
-        if service.value not in session.caller.rights:
+        # A report answers what we asked: it needs no right, and counts only while somebody waits for it.
+        if service.value not in session.caller.rights and field != Field.N_EVENT_REPORT:
             session.record.unauthorised += 1
             log.warning("not authorised", calling=session.caller.title, right=service.value)
             return Answer(status.NOT_AUTHORISED, f"this AE may not {service.value}")
         if message.oversize:
             return Answer(status.UNABLE_TO_PROCESS, "the identifier is too large")
         return None
+
+    def _offered(self, field: int) -> bool:
+        if field == Field.N_ACTION:
+            return self._services.commitment is not None
+        return field != Field.N_EVENT_REPORT or self._services.commit_answers is not None
 
     def interrupted(self, association: GridAssociation) -> None:
         """Stop what runs and wake what waits."""
@@ -228,6 +235,8 @@ class Dispatcher:
             move(operation, session, self._services, self._ae)
         elif field == Field.N_ACTION and self._services.commitment is not None:
             commit(operation, session, self._services.commitment, self._services.ae_table, self._settings)
+        elif field == Field.N_EVENT_REPORT and self._services.commit_answers is not None:
+            take_event(operation, self._services.commit_answers)
         else:
             get(operation, session, self._services)
 

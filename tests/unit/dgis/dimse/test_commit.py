@@ -18,13 +18,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from pynetdicom import AE, build_role, evt
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from catalog.wire import Conflict, InstanceRecord, RawHeader, ReplicaRef
 from dgis.board import ErrorList
 from dgis.commitment import CommitmentStore, ReportBy
-from dgis.committer import Committer, CommitRules
+from dgis.committer import CommitRules, Committer
 from dgis.dimse.ae import AeEntry, AeTable, Right, UnknownAe
 from dgis.dimse.commit_report import EventReporter
 from dgis.dimse.limits import Timeouts
