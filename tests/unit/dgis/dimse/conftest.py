@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from pynetdicom import AE
 
+from certs.config import IdentityConfig
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable, UnknownAe
 from dgis.dimse.limits import Limits, Timeouts
-from dgis.dimse.serve import serve_dimse
+from dgis.dimse.serve import TlsListener, serve_dimse
 from dgis.dimse.services import DimseSettings, Services
 from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble
 
@@ -40,6 +41,7 @@ class Edge:
     retrieve: RetrieveDouble
     table: AeTable
     settings: DimseSettings
+    tls_port: int = 0
 
     def destination(self, title: str, port: int) -> None:
         self.table.put(AeEntry(title=title, host="127.0.0.1", port=port, rights=tuple(sorted(ALL_RIGHTS))))
@@ -63,7 +65,13 @@ def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
     """Return a factory of running edges; keyword arguments change the settings."""
     stops: list[tuple[threading.Event, threading.Thread, Any]] = []
 
-    def make(*, rights: frozenset[Any] = ALL_RIGHTS, **changes: Any) -> Edge:
+    def make(
+        *,
+        rights: frozenset[Any] = ALL_RIGHTS,
+        tls: IdentityConfig | None = None,
+        certificate_required: bool = True,
+        **changes: Any,
+    ) -> Edge:
         settings = replace(SETTINGS, **changes)
         number = len(stops)
         table = AeTable(tmp_path / f"ae{number}.toml", unknown=UnknownAe(rights=rights))
@@ -72,16 +80,21 @@ def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
         sock = socket.create_server(("127.0.0.1", 0), backlog=128)
         edge.port = sock.getsockname()[1]
         stop = threading.Event()
-        thread = threading.Thread(target=serve_dimse, args=(sock, settings, services, stop))
+        secure = None
+        if tls is not None:
+            secure = TlsListener(socket.create_server(("127.0.0.1", 0), backlog=512), tls, certificate_required)
+            edge.tls_port = secure.listening_socket.getsockname()[1]
+        thread = threading.Thread(target=serve_dimse, args=(sock, settings, services, stop), kwargs={"tls": secure})
         thread.start()
-        stops.append((stop, thread, sock))
+        stops.append((stop, thread, [sock, *([secure.listening_socket] if secure else [])]))
         return edge
 
     yield make
-    for stop, thread, sock in stops:
+    for stop, thread, sockets in stops:
         stop.set()
         thread.join(10)
-        sock.close()
+        for sock in sockets:
+            sock.close()
         assert not thread.is_alive()
 
 
@@ -105,3 +118,26 @@ def dcmtk() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Return a factory of nodes for storage commitment; keyword arguments change the rules."""
+    from tests.unit.dgis.dimse.commitnode import FAST, Node
+
+    made: list[Any] = []
+
+    def make(*, report: str = "new", start: bool = True, **rules: Any) -> Any:
+        node = Node(tmp_path / f"node{len(made)}", rules=replace(FAST, report=report, **rules))
+        made.append(node)
+        return node.start() if start else node
+
+    yield make
+    for node in made:
+        node.stop()
+
+
+@pytest.fixture
+def node(make_node: Callable[..., Any]) -> Any:
+    """A running node with short times."""
+    return make_node()
