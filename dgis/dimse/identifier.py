@@ -31,7 +31,7 @@ STUDY_UID, SERIES_UID, INSTANCE_UID = 0x0020000D, 0x0020000E, 0x00080018
 _CONTROL = frozenset((CHARACTER_SET, LEVEL, 0x00080053, 0x00080054, 0x00080056))
 # Returned and never matched: a time zone is no property of an entity here, and there are no removable media.
 _NOT_MATCHED = frozenset(("TimezoneOffsetFromUTC",))
-_ALWAYS_EMPTY = frozenset(("StorageMediaFileSetID", "StorageMediaFileSetUID"))
+_ALWAYS_EMPTY = frozenset(("StorageMediaFileSetID", "StorageMediaFileSetUID", "TimezoneOffsetFromUTC"))
 _UNIQUE_KEY: dict[Level, str] = {
     "PATIENT": "PatientID",
     "STUDY": "StudyInstanceUID",
