@@ -66,7 +66,8 @@ def header(data_set: Dataset) -> dict[str, Any]:
     """Everything but the pixel data and what decoding changes; group lengths are retired and left out."""
     return {
         str(e.tag): (e.VR, str(e.value)) for e in data_set
-        if e.tag not in IMAGE_TAGS and e.tag.element != 0 and not e.tag.is_private and e.VR not in ("SQ", "UN", "OW", "OF", "OD", "OL")
+        if e.tag not in IMAGE_TAGS and e.tag.element != 0 and not e.tag.is_private
+        and e.VR not in ("SQ", "UN", "OW", "OF", "OD", "OL")
     }  # fmt: skip
 
 
