@@ -81,6 +81,12 @@ def is_defined(term: str) -> bool:
     return term in _ALONE or _number(term) in _SETS
 
 
+def defined_terms() -> tuple[str, ...]:
+    """Name every defined term that is read and written, those without code extensions first."""
+    single = [f"ISO_IR {number}" for number in _SETS if number not in _MULTI_BYTE]
+    return (*single, *_ALONE, *(f"ISO 2022 IR {number}" for number in _SETS))
+
+
 def _number(term: str) -> str:
     for prefix in ("ISO_IR ", "ISO 2022 IR "):
         if term.startswith(prefix):

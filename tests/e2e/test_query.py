@@ -388,7 +388,7 @@ def test_combined_date_time_only_when_negotiated(loaded: Loaded) -> None:
 def test_one_answer_per_entity_and_counts(loaded: Loaded) -> None:
     association = loaded.associate()
     for level in LEVELS:
-        answers = find(association, keys(level, **{"PatientID": "", "NumberOfStudyRelatedInstances": None}))
+        answers = find(association, keys(level, PatientID="", NumberOfStudyRelatedInstances=None))
         assert len(answers) == len(loaded.studies) + 1, level
     association.release()
 

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from pynetdicom import AE
 from certs.config import IdentityConfig
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable, UnknownAe
 from dgis.dimse.limits import Limits, Timeouts
+from dgis.dimse.outgoing import Adapter
 from dgis.dimse.serve import TlsListener, serve_dimse
 from dgis.dimse.services import DimseSettings, Services
+from dgis.transcode.pool import Transcoder
 from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble
 
 SETTINGS = DimseSettings(
@@ -42,6 +44,7 @@ class Edge:
     table: AeTable
     settings: DimseSettings
     tls_port: int = 0
+    replaced: list[int] = field(default_factory=list)
 
     def destination(self, title: str, port: int) -> None:
         self.table.put(AeEntry(title=title, host="127.0.0.1", port=port, rights=tuple(sorted(ALL_RIGHTS))))
@@ -76,7 +79,12 @@ def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
         number = len(stops)
         table = AeTable(tmp_path / f"ae{number}.toml", unknown=UnknownAe(rights=rights))
         edge = Edge(0, IngestDouble(tmp_path / f"store{number}"), SearchDouble(), RetrieveDouble(), table, settings)
-        services = Services(edge.ingest, edge.search, edge.retrieve, table)
+        scratch = tmp_path / f"scratch{number}"
+        scratch.mkdir()
+        adapter = Adapter(transcoder, lambda: scratch)
+        services = Services(
+            edge.ingest, edge.search, edge.retrieve, table, adapter=adapter, replaced=edge.replaced.append
+        )
         sock = socket.create_server(("127.0.0.1", 0), backlog=128)
         edge.port = sock.getsockname()[1]
         stop = threading.Event()
@@ -89,7 +97,9 @@ def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
         stops.append((stop, thread, [sock, *([secure.listening_socket] if secure else [])]))
         return edge
 
+    transcoder = Transcoder()
     yield make
+    transcoder.close()
     for stop, thread, sockets in stops:
         stop.set()
         thread.join(10)
