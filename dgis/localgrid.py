@@ -19,6 +19,7 @@ import tomli_w
 
 from certs import ca
 from certs.credential import Credential
+from dgis.config import NodeConfig
 from dgis.errors import DgisError
 
 LOOPBACK = "127.0.0.1"
@@ -273,6 +274,12 @@ def _dgis_config(options: GridOptions, paths: Paths, ports: Mapping[str, int]) -
         "catalog": {"url": service_url(ports["catalog"])},
         "unknown_ae": {"rights": ["echo", "store", "find", "move", "get"], "networks": ["127.0.0.0/8", "::1/128"]},
     }
+
+
+def default_node() -> NodeConfig:
+    """The node.toml that ``dgis up`` writes when nothing is asked for; names files that need not exist."""
+    options = GridOptions(home=Path("grid"))
+    return NodeConfig.model_validate(_dgis_config(options, Paths(options.home), {"dgis": 0, "catalog": 0}))
 
 
 def _write_toml(path: Path, document: Mapping[str, Any]) -> None:

@@ -16,7 +16,9 @@ from certs.errors import CertsError
 _HIDDEN = {"process": ("dgis.cli.serve", "process_group")}
 _COMMANDS = {
     "ae": ("dgis.cli.ae", "Application entities: who may do what, and where to send."),
+    "commit": ("dgis.cli.commit", "Storage commitment: what others asked of us, and asking another AE."),
     "conflicts": ("dgis.cli.conflicts", "Instances that came twice with different content."),
+    "conformance": ("dgis.cli.conformance", "The DICOM Conformance Statement of a node."),
     "demo": ("dgis.cli.demo", "Bring up a grid, do the main job on real images, show it."),
     "echo": ("dgis.cli.echo", "C-ECHO to any AE."),
     "find": ("dgis.cli.find", "C-FIND: query any AE."),

@@ -27,8 +27,8 @@ from dgis.cli.peers import (
     say,
     target_options,
 )
-from dgis.dimse.ask import Key, KeyMistake, Value, identifier, keyword
-from dgis.dimse.query_scu import Ending, Model, PeerSilent, Row, open_asking
+from dgis.dimse.ask import Key, KeyMistake, Model, Value, identifier, keyword
+from dgis.dimse.query_scu import Ending, PeerSilent, Row, open_asking
 
 _PATIENT = ("PatientName", "PatientID")
 DEFAULT_KEYS = {

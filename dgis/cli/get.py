@@ -26,9 +26,9 @@ from dgis.cli.peers import (
     target_options,
     total_of,
 )
-from dgis.dimse.ask import Key, KeyMistake, identifier
+from dgis.dimse.ask import Key, KeyMistake, Model, identifier
 from dgis.dimse.get_scu import FolderUser, Received, storage_proposals
-from dgis.dimse.query_scu import Ending, Model, PeerRefused, PeerSilent, Row, open_asking
+from dgis.dimse.query_scu import Ending, PeerRefused, PeerSilent, Row, open_asking
 
 _UIDS = (0x0020000D, 0x0020000E, 0x00080018)
 _EXAMPLES = """\b

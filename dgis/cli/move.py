@@ -24,8 +24,8 @@ from dgis.cli.peers import (
     target_options,
     total_of,
 )
-from dgis.dimse.ask import Key
-from dgis.dimse.query_scu import Ending, Model, PeerSilent, open_asking
+from dgis.dimse.ask import Key, Model
+from dgis.dimse.query_scu import Ending, PeerSilent, open_asking
 
 _EXAMPLES = """\b
 Examples:

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
@@ -24,10 +25,23 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
 from dgis.dimse import command as dimse
+from dgis.dimse import negotiation
 from dgis.dimse.charset import UTF8, Charset
 from dgis.dimse.command import Field
 from dgis.dimse.negotiation import EXPLICIT_BE, IMPLICIT_LE
 
+Model = Literal["patient", "study"]
+Service = Literal["find", "move", "get"]
+MODELS: Final = MappingProxyType(
+    {
+        ("patient", "find"): negotiation.PATIENT_ROOT_FIND,
+        ("patient", "move"): negotiation.PATIENT_ROOT_MOVE,
+        ("patient", "get"): negotiation.PATIENT_ROOT_GET,
+        ("study", "find"): negotiation.STUDY_ROOT_FIND,
+        ("study", "move"): negotiation.STUDY_ROOT_MOVE,
+        ("study", "get"): negotiation.STUDY_ROOT_GET,
+    }
+)
 CHARACTER_SET, LEVEL = 0x00080005, 0x00080052
 Value = str | int | list[Any] | None
 _TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?\Z")

@@ -10,13 +10,11 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final, Literal
 
 from pydicom.dataset import Dataset
 
-from dgis.dimse import ask, negotiation, status
-from dgis.dimse.ask import Value
+from dgis.dimse import ask, status
+from dgis.dimse.ask import MODELS, Model, Service, Value
 from dgis.dimse.command import Command, Counts, Field
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message
@@ -28,19 +26,7 @@ from dgis.dimse.runtime.sockets import PeerGone
 from dgis.dimse.scu import NobodyServed, comment_of
 from dgis.errors import DgisError
 
-Model = Literal["patient", "study"]
-Service = Literal["find", "move", "get"]
 Row = dict[str, Value]
-MODELS: Final = MappingProxyType(
-    {
-        ("patient", "find"): negotiation.PATIENT_ROOT_FIND,
-        ("patient", "move"): negotiation.PATIENT_ROOT_MOVE,
-        ("patient", "get"): negotiation.PATIENT_ROOT_GET,
-        ("study", "find"): negotiation.STUDY_ROOT_FIND,
-        ("study", "move"): negotiation.STUDY_ROOT_MOVE,
-        ("study", "get"): negotiation.STUDY_ROOT_GET,
-    }
-)
 _FIELDS = {"find": Field.C_FIND, "move": Field.C_MOVE, "get": Field.C_GET}
 _LOOK_AROUND = 0.2  # seconds between two looks at `stop`
 _CANCEL_PATIENCE = 5.0

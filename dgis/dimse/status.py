@@ -54,7 +54,7 @@ class Said:
 
 
 STORE, FIND, RETRIEVE, EVERY = ("store",), ("find",), ("move", "get"), ("echo", "store", "find", "move", "get")
-ASKED = FIND + RETRIEVE
+ASKED, COMMIT = FIND + RETRIEVE, ("commit",)
 TABLE: Final = (
     Said(EVERY, SUCCESS, "Success"),
     Said(ASKED, PENDING, "Matches or sub-operations are continuing"),
@@ -63,8 +63,7 @@ TABLE: Final = (
     Said(STORE, STORE_OUT_OF_RESOURCES, "Out of resources: no room, or the wanted copies cannot be made now"),
     Said(STORE, STORE_MISMATCH, "The data set does not match the command, or lacks a UID that files it"),
     Said(STORE, STORE_CANNOT_UNDERSTAND, "The bytes are no data set, or the catalog refuses it"),
-    Said(FIND, FIND_OUT_OF_RESOURCES, "The limit of matches is reached; the matches sent are not all"),
-    Said(RETRIEVE, MATCHES_NOT_COUNTED, "Out of resources: the matches cannot be counted"),
+    Said(FIND, FIND_OUT_OF_RESOURCES, "The limit of matches is reached and not all were sent, or too many queries run"),
     Said(ASKED, IDENTIFIER_MISMATCH, "The identifier lacks its level or unique key, or has a value that cannot be one"),
     Said(ASKED, UNABLE_TO_PROCESS, "The identifier cannot be read or served"),
     Said(ASKED, CATALOG_UNREACHABLE, "A catalog did not answer: what was sent is true but may not be all"),
@@ -74,8 +73,16 @@ TABLE: Final = (
         RETRIEVE, SOME_SUB_OPERATIONS_FAILED, "Some sub-operations failed; the Failed SOP Instance UID List names them"
     ),
     Said(EVERY, PROCESSING_FAILURE, "Internal error"),
-    Said(ASKED, SOP_CLASS_NOT_SUPPORTED, "The operation does not belong to the presentation context"),
-    Said(STORE + ASKED, NOT_AUTHORISED, "This AE may not do that"),
+    Said(COMMIT, SUCCESS, "The transaction is kept; its report follows as N-EVENT-REPORT"),
+    Said(COMMIT, PROCESSING_FAILURE, "The transaction cannot be kept, or its UID is in use for other instances"),
+    Said(COMMIT, NO_SUCH_INSTANCE, "Not the well-known instance of storage commitment"),
+    Said(COMMIT, NO_SUCH_CLASS, "Not the Storage Commitment Push Model"),
+    Said(COMMIT, NO_SUCH_ACTION, "An action type other than 1"),
+    Said(COMMIT, INVALID_ARGUMENT, "The action information names no transaction, or no instances"),
+    Said(COMMIT, RESOURCE_LIMITATION, "No room for another transaction now"),
+    Said(COMMIT, UNABLE_TO_PROCESS, "The action information is too large"),
+    Said(ASKED + COMMIT, SOP_CLASS_NOT_SUPPORTED, "The operation does not belong to the presentation context"),
+    Said(STORE + ASKED + COMMIT, NOT_AUTHORISED, "This AE may not do that"),
     Said(EVERY, UNRECOGNISED_OPERATION, "An operation that is not offered"),
 )
 # What peers say and we do not, PS3.7 annex C, PS3.4 B.2.3 and C.4; the last of a prefix counts for its whole class.
