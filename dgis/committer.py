@@ -196,10 +196,15 @@ class Committer:
             elif verdict != COMMITTED:
                 progress.failures.append((*reference, verdict))
         progress.undecided = still
-        pause = min(max(transaction.age / 5, _LOOK_FIRST), _LOOK_LONGEST)
-        progress.look_at = time.monotonic() + pause
+        progress.look_at = time.monotonic() + self._pause(transaction.age)
         if not still:
             self._conclude(transaction, progress)
+
+    def _pause(self, age: float) -> float:
+        """Look ever more seldom, but at once when a limit has passed."""
+        pause = min(max(age / 5, _LOOK_FIRST), _LOOK_LONGEST)
+        limits = [limit - age for limit in (self._rules.grace, self._rules.timeout) if limit > age]
+        return min([pause, *limits])
 
     def _conclude(self, transaction: Transaction, progress: _Progress) -> None:
         if self._store.judged(transaction.key, progress.failures) is None:

@@ -32,6 +32,7 @@ from dgis.cli.output import (
     size,
     table,
 )
+from dgis.commitment import CommitmentStore
 from dgis.config import NodeConfig
 from dgis.spool import Spool
 
@@ -47,6 +48,7 @@ class _Status:
     services: Rows = field(default_factory=list)
     certificates: Rows = field(default_factory=list)
     spool: dict[str, Any] = field(default_factory=dict)
+    commitment: dict[str, Any] = field(default_factory=dict)
     storage_elements: Rows = field(default_factory=list)
     errors: Rows = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ class _Status:
             "services": self.services,
             "certificates": self.certificates,
             "spool": self.spool,
+            "commitment": self.commitment,
             "storage_elements": self.storage_elements,
             "errors": self.errors,
         }
@@ -97,6 +100,7 @@ def _collect(node: NodeConfig, home: Path, config: Path | None) -> _Status:
         credentials |= {p.parent.name: Credential(p, p.with_name(p.parent.name + ".key.pem")) for p in found}
     _add_certificates(status, credentials, node.identity.trust)
     _add_spool(status, node)
+    _add_commitment(status, node)
     _add_board(status, read_board(node.dgis.spool), elements)
     return status
 
@@ -179,6 +183,21 @@ def _add_spool(status: _Status, node: NodeConfig) -> None:
         status.troubles.append(f"{len(damaged)} unreadable files lie in {spool.root / 'damaged'}")
 
 
+def _add_commitment(status: _Status, node: NodeConfig) -> None:
+    store = CommitmentStore(node.dgis.spool)
+    waiting, closed = store.open(), store.closed()
+    given_up = sum(one.state == "given_up" for one in closed)
+    status.commitment = {
+        "pending": sum(one.state == "pending" for one in waiting),
+        "unreported": sum(one.state == "judged" for one in waiting),
+        "oldest_seconds": round(max((one.age for one in waiting), default=0.0), 1),
+        "reported": len(closed) - given_up,
+        "given_up": given_up,
+    }
+    if given_up:
+        status.troubles.append(f"{given_up} storage commitment reports were given up: dgis commit list, retry, forget")
+
+
 def _add_board(status: _Status, board: Board | None, elements: tuple[StorageElement, ...]) -> None:
     seen = {element.name: element for element in board.elements} if board else {}
     for element in elements:
@@ -231,6 +250,12 @@ def _print(status: _Status) -> None:
     spool = status.spool
     waiting = f"{spool['backlog']} objects waiting ({size(spool['bytes'])}), oldest {duration(spool['oldest_seconds'])}"
     out.print(f"Spool: {waiting if spool['backlog'] else 'empty'}")
+    commitment = status.commitment
+    if commitment["pending"] or commitment["unreported"]:
+        out.print(
+            f"Storage commitment: {commitment['pending']} not decided, {commitment['unreported']} not reported, "
+            f"oldest {duration(commitment['oldest_seconds'])}"
+        )
     for trouble in status.troubles:
         out.print(f"[red]![/red] {trouble}", highlight=False)
     if not status.troubles:
