@@ -136,15 +136,17 @@ class Rewriter:
             return self._pixel_type(element)
         if "or" in vr:  # ambiguous, from an implicit VR data set, where OW holds (PS3.5 A.1)
             vr = self._resolved(element)
-        if vr == "UN" and self._target.big:
+        if vr == "UN" and not self._target.implicit:
             return self._known(element)
         width = _WIDTH.get(vr, 1) if element.encoding.big != self._target.big else 1
         return vr, width
 
     def _known(self, element: Element) -> tuple[str, int]:
-        """UN is little endian in every syntax (PS3.5 6.2.2), which readers forget: name the VR where it is known."""
+        """Name the VR where it is known: readers forget that UN is little endian everywhere (PS3.5 6.2.2)."""
         vr = vr_of(element.tag)
-        return ("UN", 1) if vr == "SQ" or "or" in vr else (vr, _WIDTH.get(vr, 1))
+        if vr == "SQ" or "or" in vr:
+            return "UN", 1
+        return vr, _WIDTH.get(vr, 1) if self._target.big else 1
 
     def _resolved(self, element: Element) -> str:
         if element.vr == "US or SS":
