@@ -60,8 +60,9 @@ def roles(sop_class: str) -> Mapping[str, str]:
     """Return what is answered to each role that a requestor may propose (PS3.7 D.3.3.4)."""
     answers = {}
     for said, proposed in PROPOSED_ROLES.items():
-        scu, scp = negotiate((), {sop_class: proposed}).roles[sop_class]
-        answers[said] = " and ".join(role for role, granted in (("SCU", scu), ("SCP", scp)) if granted) or "none"
+        scu, scp = negotiate((), {sop_class: proposed}).roles.get(sop_class, (False, False))
+        granted = " and ".join(role for role, has in (("SCU", scu), ("SCP", scp)) if has)
+        answers[said] = granted or "no answer: default roles"
     return answers
 
 

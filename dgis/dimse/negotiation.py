@@ -221,10 +221,12 @@ def _answer_roles(roles: Mapping[str, tuple[bool, bool]]) -> dict[str, tuple[boo
     """Grant storage and storage commitment whatever roles were proposed, all else the SCU role (PS3.7 D.3.3.4).
 
     An old sender proposes SCU=1, SCP=0 for storage and must get it; a C-GET requestor proposes SCP=1, and so does an
-    SCP of storage commitment that reports to us on an association of its own (PS3.4 J.3.3).
+    SCP of storage commitment that reports to us on an association of its own (PS3.4 J.3.3). Where nothing would be
+    left no item is returned, and the default roles hold.
     """
     both = (Service.STORE, Service.COMMIT)
-    return {uid: (scu, scp if service_of(uid) in both else False) for uid, (scu, scp) in roles.items()}
+    answers = {uid: (scu, scp if service_of(uid) in both else False) for uid, (scu, scp) in roles.items()}
+    return {uid: granted for uid, granted in answers.items() if any(granted)}
 
 
 def answer_extended(proposed: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.handlers.retrieve import get, move
 from dgis.dimse.handlers.rows import Pumps
 from dgis.dimse.handlers.store import StoreSink
+from dgis.dimse.learned import seen_now
 from dgis.dimse.messages import Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Request, Service, Verdict
 from dgis.dimse.record import AssociationRecord, log
@@ -66,6 +67,10 @@ class Dispatcher:
             )
             return rejection
         association.session = self._session(request, caller, user_checked=bool(checked))
+        if self._services.destinations is not None:
+            self._services.destinations.called(
+                seen_now(request.calling, request.address, tls=request.tls, certificate=request.certificate)
+            )
         return None
 
     def _session(self, request: Request, caller: Caller, *, user_checked: bool) -> Session:
@@ -152,12 +157,15 @@ class Dispatcher:
             return True
         answer = self._immediate(session, association.contexts[message.context_id], message)
         if answer is None:
+            session.waiting[command.message_id] = False
             return False
         with contextlib.suppress(PeerGone):
             association.send_message(message.context_id, dimse.response(command, answer))
         return True
 
     def _cancel(self, session: Session, message_id: int) -> None:
+        if message_id in session.waiting:  # its operation may begin at this very moment: mark first, then look
+            session.waiting[message_id] = True
         operation = session.operation
         if operation is not None and operation.message_id == message_id:
             operation.cancel()
@@ -214,6 +222,8 @@ class Dispatcher:
         session: Session = association.session
         operation = Operation(association, association.contexts[message.context_id], message)
         session.operation = operation
+        if session.waiting.pop(operation.message_id, False):
+            operation.cancel()
         association.dul.wake()  # it may have to send heartbeats now
         try:
             self._run(operation, session)

@@ -184,6 +184,7 @@ class Session:
     scp_roles: frozenset[str] = frozenset()
     extended: Mapping[str, bytes] = field(default_factory=dict)  # what was agreed on, see negotiation
     operation: Operation | None = None
+    waiting: dict[int, bool] = field(default_factory=dict)  # requests not begun, by message ID: already cancelled?
     held: Held | None = None
     sub_responses: queue.SimpleQueue[Message | None] = field(default_factory=queue.SimpleQueue)
     how: str = "aborted"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 
 from dgis.dimse import ask, status
 from dgis.dimse.ask import Key, KeyMistake
@@ -128,6 +128,33 @@ def test_refusals_and_silence_are_told_apart(edge: Any) -> None:
         open_asking(ours(), PeerAddress("DGIS", "127.0.0.1", 1), model="study", service="find")
     with pytest.raises(PeerSilent, match="resolved"):
         open_asking(ours(), PeerAddress("DGIS", "no-such-host.invalid", 104), model="study", service="find")
+
+
+def test_a_cancel_right_behind_its_request_is_not_lost(edge: Any) -> None:
+    edge.search.rows = [{"StudyInstanceUID": f"1.2.{n}"} for n in range(3)]
+    edge.search.block = threading.Event()
+    for _ in range(10):
+        began = time.monotonic()
+        with open_asking(ours(), PeerAddress("DGIS", "127.0.0.1", edge.port), model="study", service="find") as asking:
+            list(asking.run(study(), stop=lambda: True))
+        assert asking.ending is not None and asking.ending.status == status.CANCELLED
+        assert time.monotonic() - began < 1
+    edge.search.block.set()
+    peer = PeerAddress("DGIS", "127.0.0.1", edge.port)
+    with open_asking(ours(), peer, model="study", service="find") as asking:
+        assert len(list(asking.run(study(), stop=lambda: False))) == 3
+        asking.association.send_message(1, ask.cancel(1))  # too late: its operation is over
+        assert len(list(asking.run(study(), stop=lambda: False))) == 3, "the same message ID, another operation"
+
+
+def test_an_scp_role_for_a_query_is_passed_over(edge: Any) -> None:
+    """The answer would be neither role, which is no item: the association lives, with the default roles."""
+    role = build_role(STUDY_FIND, scp_role=True)
+    ae = AE("ODD")
+    ae.add_requested_context(STUDY_FIND)
+    association = ae.associate("127.0.0.1", edge.port, ae_title="DGIS", ext_neg=[role])
+    assert association.is_established and STUDY_FIND not in association.acceptor.role_selection
+    association.release()
 
 
 def _dgis(*args: str) -> subprocess.Popen[str]:
