@@ -23,10 +23,12 @@ from dgis.dimse.runtime.sockets import PduRefused, Wakeup, acknowledge, pdu_leng
 _ASSOCIATE_RQ: Final = 0x01
 _TLS_HANDSHAKE: Final = 0x16
 _READ: Final = 64 * 1024
-# A-ABORT, service provider: "reason not specified", "unrecognized PDU", "unexpected PDU" (PS3.8 9.3.8).
-_ABORT_NONE: Final = bytes.fromhex("07000000000400000200")
-_ABORT_UNRECOGNISED: Final = bytes.fromhex("07000000000400000201")
-_ABORT_UNEXPECTED: Final = bytes.fromhex("07000000000400000202")
+_ABORT_RQ: Final = 0x07
+# Table 9-10 of PS3.8 in Sta2: AA-1 sends an A-ABORT of the service user, AA-2 (ARTIM) closes without a word.
+_AA_1: Final = bytes.fromhex("07000000000400000000")
+_AA_2: Final = b""
+# Ours to end: A-ABORT of the service provider, reason not specified (PS3.8 9.3.8).
+_BUSY: Final = bytes.fromhex("07000000000400000200")
 _ACCEPTS_IN_A_ROW: Final = 16
 
 
@@ -103,7 +105,7 @@ class Lobby:
                 self._round()
         finally:
             for guest in list(self._guests.values()):
-                self._dismiss(guest, _ABORT_NONE, "shutting down")
+                self._dismiss(guest, _BUSY, "shutting down")
             self._wakeup.close()
 
     def stop(self) -> None:
@@ -122,7 +124,7 @@ class Lobby:
         now = time.monotonic()
         for guest in [g for g in self._guests.values() if g.deadline <= now]:
             why = "no A-ASSOCIATE-RQ in time" if guest.open else "no TLS handshake in time"
-            self._dismiss(guest, _ABORT_NONE, why)
+            self._dismiss(guest, _AA_2, why)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_IN_A_ROW):
@@ -139,13 +141,13 @@ class Lobby:
             self._guests[sock.fileno()] = guest
             self._poller.register(sock.fileno(), select.POLLIN)
             if len(self._guests) > self._max_guests:
-                self._dismiss(next(iter(self._guests.values())), _ABORT_NONE, "too many waiting connections")
+                self._dismiss(next(iter(self._guests.values())), _BUSY, "too many waiting connections")
 
     def _out_of_descriptors(self, error: OSError) -> None:
         """Make room for the connection that could not be accepted: it stays in the kernel's queue and comes again."""
         oldest = next(iter(self._guests.values()), None)
         if oldest is not None:
-            self._dismiss(oldest, _ABORT_NONE, f"accept failed: {error.strerror}")
+            self._dismiss(oldest, _BUSY, f"accept failed: {error.strerror}")
         else:
             self._refused(f"accept failed: {error.strerror}", "")
             self._poller.unregister(self._listener.fileno())
@@ -174,14 +176,14 @@ class Lobby:
         if not isinstance(guest.sock, ssl.SSLSocket):
             first = guest.sock.recv(1, socket.MSG_PEEK)
             if first and 0x01 <= first[0] <= 0x07:
-                self._dismiss(guest, _ABORT_NONE, "a plain DICOM client on the DICOM TLS port")
+                self._dismiss(guest, _AA_1, "a plain DICOM client on the DICOM TLS port")
                 return False
             guest.sock = security.wrap(guest.sock)  # the same descriptor
         guest.sock.do_handshake()
         try:
             guest.certificate = security.identify(guest.sock)
         except OSError as error:
-            self._dismiss(guest, _ABORT_NONE, f"certificate refused: {error}")
+            self._dismiss(guest, _BUSY, f"certificate refused: {error}")
             return False
         guest.open, guest.deadline = True, time.monotonic() + self._artim
         return True
@@ -207,10 +209,12 @@ class Lobby:
         try:
             length = pdu_length(pdu_type, announced, max_pdu=0)
         except PduRefused as error:
-            self._dismiss(guest, _ABORT_UNRECOGNISED, str(error))
+            self._dismiss(guest, _AA_1, str(error))
             return
-        if pdu_type != _ASSOCIATE_RQ:
-            self._dismiss(guest, _ABORT_UNEXPECTED, f"a PDU of type {pdu_type:02X} before association")
+        if pdu_type == _ABORT_RQ:
+            self._dismiss(guest, _AA_2, "an A-ABORT before association")
+        elif pdu_type != _ASSOCIATE_RQ:
+            self._dismiss(guest, _AA_1, f"a PDU of type {pdu_type:02X} before association")
         elif len(guest.data) >= 6 + length:
             self._leave(guest)
             self._admit(Arrived(guest.sock, guest.address, bytes(guest.data), guest.certificate))
