@@ -181,6 +181,25 @@ class UnknownAeConfig(Table):
     networks: tuple[Network, ...] = ()
 
 
+class LearnedDestinationsConfig(Table):
+    """`[learned_destinations]`: C-MOVE to AEs that are not in the AE table, at the address that they called from.
+
+    Only to `ports`, in this order, and never to an address outside `networks`. With `require_existing_rights` an AE is
+    sent to only when it may itself move or get, by the AE table or `[unknown_ae]`; without, when it may do anything.
+    """
+
+    enabled: bool = False
+    networks: tuple[Network, ...] = ()
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(11112,), max_length=8)
+    require_existing_rights: bool = True
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> LearnedDestinationsConfig:
+        if self.enabled and not (self.networks and self.ports):
+            raise ValueError("name the approved networks and ports, like networks = [\"192.168.1.0/24\"]")
+        return self
+
+
 class NodeConfig(Table):
     """The whole of node.toml."""
 
@@ -193,6 +212,7 @@ class NodeConfig(Table):
     identity: IdentityConfig
     catalog: CatalogConfig
     unknown_ae: UnknownAeConfig = UnknownAeConfig()
+    learned_destinations: LearnedDestinationsConfig = LearnedDestinationsConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from dgis.config import NodeConfig
 from dgis.copier import CopyPlan
 from dgis.dimse.ae import AeTable, UnknownAe
 from dgis.dimse.commit_report import EventReporter
+from dgis.dimse.learned import Destinations, LearnedStore, LearningRules
 from dgis.dimse.limits import Limits, Timeouts
 from dgis.dimse.outgoing import Adapter
 from dgis.dimse.secure import TlsCaller
@@ -59,6 +60,22 @@ def ae_table(node: NodeConfig, config: Path) -> AeTable:
     unknown = UnknownAe(frozenset(node.unknown_ae.rights), tuple(node.unknown_ae.networks))
     path = node.dgis.ae_table or config.with_name("ae.toml")
     return AeTable(path, unknown=unknown, ignore_case=node.dimse.ignore_title_case)
+
+
+def learned_store(node: NodeConfig) -> LearnedStore:
+    """What the receivers have learned about move destinations."""
+    return LearnedStore(node.dgis.spool / "state" / "learned.json")
+
+
+def learning_rules(node: NodeConfig) -> LearningRules:
+    """What they may learn."""
+    rules = node.learned_destinations
+    return LearningRules(
+        enabled=rules.enabled,
+        networks=tuple(rules.networks),
+        ports=tuple(rules.ports),
+        require_existing_rights=rules.require_existing_rights,
+    )
 
 
 def open_spool(node: NodeConfig) -> Spool:
@@ -170,13 +187,15 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     elements = Elements(catalog)
     engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
+    table = ae_table(node, config)
     converted = ProcessDirectory(node.dgis.spool / "scratch")
     sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
     return Services(
         ingest=make_ingest(node, metrics),
         search=Search(catalog, unreachable, metrics),
         retrieve=Retrieve(catalog, sources, elements, metrics),
-        ae_table=ae_table(node, config),
+        ae_table=table,
+        destinations=Destinations(table, learned_store(node), learning_rules(node)),
         adapter=Adapter(Transcoder(), lambda: converted.get().path),
         commitment=CommitmentStore(node.dgis.spool),
         commit_answers=CommitAnswers(node.dgis.spool),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from dgis.cli.nodes import node_options, node_table, read_node
+from dgis.cli.nodes import node_learned, node_options, node_table, read_node
 from dgis.cli.output import EXIT_FAILED, EXIT_OK, Format, console, format_option, print_json, print_rows
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, Right
+from dgis.dimse.learned import Learned
 
 RIGHTS: tuple[Right, ...] = ("echo", "store", "find", "move", "get", "commit")
 VIEWER_RIGHTS = "echo,store,find,move,get"
@@ -24,10 +25,12 @@ def command() -> None:
 @node_options
 @format_option
 def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
-    """List the table."""
+    """List the table, and what was learned about move destinations (kind learned)."""
+    rows: list[dict[str, object]]
     rows = [
         {
             "title": entry.title,
+            "kind": "table",
             "destination": f"{entry.host}:{entry.port}" if entry.destination else "",
             "rights": [right for right in RIGHTS if right in entry.rights],
             "networks": list(entry.networks),
@@ -39,7 +42,23 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
         }
         for entry in node_table(home, config).entries()
     ]
+    rows += [_learned_row(one) for one in node_learned(home, config).entries()]
     print_rows(fmt, "Application entities", rows, empty="the table is empty; dgis ae add TITLE ... fills it")
+
+
+def _learned_row(one: Learned) -> dict[str, object]:
+    return {
+        "title": one.title,
+        "kind": "learned",
+        "destination": f"{one.address}:{one.port or '(not used yet)'}",
+        "rights": [],
+        "networks": [],
+        "issuer": "",
+        "tls": one.tls,
+        "certificate": one.certificate,
+        "charset": "",
+        "find_limit": None,
+    }
 
 
 def _rights(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[Right, ...]:
@@ -117,8 +136,9 @@ def _first_line(error: ValueError) -> str:
 @click.argument("title")
 @node_options
 def remove_command(*, title: str, home: Path, config: Path | None) -> None:
-    """Remove every entry with this title."""
-    if not node_table(home, config).remove(title):
+    """Remove every entry with this title, and what was learned about it."""
+    learned = node_learned(home, config).remove(title)
+    if not node_table(home, config).remove(title) and not learned:
         raise click.ClickException(f"{title} is not in the table; dgis ae list shows what is")
     console().print(f"{title} removed")
 

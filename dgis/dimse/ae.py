@@ -87,7 +87,7 @@ class AeEntry(BaseModel):
         """Whether a peer at this address, with this verified subject DN, may use the entry."""
         if self.certificate and self.certificate != certificate:
             return False
-        return not self.networks or _within(address, self.networks)
+        return not self.networks or within(address, self.networks)
 
     @property
     def destination(self) -> PeerAddress | None:
@@ -159,7 +159,7 @@ class AeTable:
                 return _caller(wanted, entry)
         if any(entry.certificate for entry in named):
             return Caller(wanted, frozenset(), "", known=False)
-        allowed = not self._unknown.networks or _within(address, self._unknown.networks)
+        allowed = not self._unknown.networks or within(address, self._unknown.networks)
         return Caller(wanted, self._unknown.rights if allowed else frozenset(), "", known=False)
 
     def destination(self, title: str) -> PeerAddress | None:
@@ -234,7 +234,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _within(address: str, networks: tuple[str, ...]) -> bool:
+def within(address: str, networks: tuple[str, ...]) -> bool:
+    """Say whether an address lies in one of the networks; no networks, or no address: no."""
     try:
         peer = ipaddress.ip_address(address)
     except ValueError:

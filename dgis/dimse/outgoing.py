@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from dgis.dimse.limits import PeerAddress
 from dgis.dimse.negotiation import Context
 from dgis.transcode.convert import Job
 from dgis.transcode.errors import TranscodeError
@@ -27,6 +28,18 @@ class Outgoing:
     path: Path
     offset: int
     length: int
+
+
+def _nobody_asks(_: PeerAddress) -> None:
+    """Be the default of `reached`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The places where a destination may listen, the likeliest first; `reached` is told which one answered."""
+
+    places: tuple[PeerAddress, ...]
+    reached: Callable[[PeerAddress], None] = _nobody_asks
 
 
 class Converting(Protocol):

@@ -14,7 +14,7 @@ from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Request, Verdict
-from dgis.dimse.outgoing import AS_STORED, MAX_CONTEXTS, Adapter, Outgoing, context_for, contexts_of
+from dgis.dimse.outgoing import AS_STORED, MAX_CONTEXTS, Adapter, Outgoing, Route, context_for, contexts_of
 from dgis.dimse.record import log
 from dgis.dimse.refusal import refusal
 from dgis.dimse.runtime.association import GridAssociation
@@ -143,7 +143,7 @@ class StoreSender:
     def __init__(
         self,
         ae: GridAE,
-        peer: PeerAddress,
+        peer: PeerAddress | Route,
         kinds: Iterable[tuple[str, str]],
         *,
         originator: MoveOriginator | None,
@@ -152,7 +152,8 @@ class StoreSender:
     ) -> None:
         """Prepare for instances of these (SOP class, transfer syntax) kinds; connect to nobody yet."""
         self._ae = ae
-        self._peer = peer
+        self._route = peer if isinstance(peer, Route) else Route((peer,))
+        self._peer = self._route.places[0]
         self._originator = originator
         self._cancelled = cancelled
         self._adapter = adapter
@@ -243,11 +244,24 @@ class StoreSender:
         """Open an association; try again for a moment when nobody listens or the peer is busy. Raises OSError."""
         for pause in _RETRY_AFTER:
             started = time.monotonic()
-            association = self._ae.open(self._peer, proposals, user=NobodyServed())
+            association = self._connect_once(proposals)
             slow = time.monotonic() - started > pause  # silence has cost a timeout already
             if association.is_established or slow or not _may_change(association) or self._woken.wait(pause):
                 return association
-        return self._ae.open(self._peer, proposals, user=NobodyServed())
+        return self._connect_once(proposals)
+
+    def _connect_once(self, proposals: list[Proposal]) -> GridAssociation:
+        """Try each place; the one that answers is kept to."""
+        for place in self._route.places:
+            self._peer = place
+            association = self._ae.open(place, proposals, user=NobodyServed())
+            if association.is_established:
+                self._route.reached(place)
+                self._route = Route((place,))
+                break
+            if self._woken.is_set():
+                break
+        return association
 
     def _response(self, association: GridAssociation) -> int | None:
         """Wait for the C-STORE-RSP to the last request; None when it does not come."""

@@ -11,6 +11,7 @@ from catalog.wire import Located, LocateRequest, Query, Row
 from dgis.commit_answers import Answered
 from dgis.commitment import ReportBy, Transaction
 from dgis.dimse.ae import AeTable
+from dgis.dimse.learned import Destinations
 from dgis.dimse.limits import MAX_PDU, Limits, Timeouts
 from dgis.dimse.outgoing import Adapter
 from dgis.dimse.users import Policy
@@ -171,4 +172,5 @@ class Services:
     commitment: Commitment | None = None  # None: the service is not offered
     commit_answers: Answers | None = None  # None: we never ask others
     adapter: Adapter | None = None  # None: everything goes out as it is stored
+    destinations: Destinations | None = None  # None: of the AE table alone
     replaced: Callable[[int], None] = ignore  # counts characters that a forced character set does not have

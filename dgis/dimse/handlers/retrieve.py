@@ -15,7 +15,8 @@ from dgis.dimse.answer import failed_uids
 from dgis.dimse.command import Answer, Counts, MoveOriginator
 from dgis.dimse.handlers.operation import CANCEL_PATIENCE, HEARTBEAT, Operation, Session
 from dgis.dimse.identifier import locate_request
-from dgis.dimse.outgoing import AS_STORED, Adapter, Outgoing, context_for
+from dgis.dimse.learned import Destinations, seen_now
+from dgis.dimse.outgoing import AS_STORED, Adapter, Outgoing, Route, context_for
 from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE
@@ -25,7 +26,6 @@ from dgis.dimse.services import Failed, Fetched, Plan, Services
 from dgis.dimse.values import IdentifierError
 from dgis.errors import RetrieveUnavailable
 from dgis.transcode.errors import TranscodeError
-
 
 _MAX_REASONS = 20  # of one retrieve, in the log
 
@@ -88,17 +88,21 @@ class Progress:
 def move(operation: Operation, session: Session, services: Services, ae: GridAE) -> None:
     """Run one C-MOVE to its final response. Raises PeerGone."""
     title = operation.message.command.move_destination
-    peer = services.ae_table.destination(title)
-    if peer is None:
+    record = session.record
+    destinations = services.destinations or Destinations(services.ae_table)
+    caller = seen_now(record.calling, record.address, tls=record.tls, certificate=record.certificate)
+    peers = destinations.find(title, caller)
+    if not peers:
         log.warning("move destination unknown", association=session.association_id, destination=title)
-        operation.finish(Answer(status.DESTINATION_UNKNOWN, "move destination is not in the AE table"))
+        operation.finish(Answer(status.DESTINATION_UNKNOWN, "move destination is not in the AE table, nor learned"))
         return
     originator = MoveOriginator(session.caller.title, operation.message_id)
+    route = Route(peers, destinations.reached)
     adapter = services.adapter or AS_STORED
 
     def sender(plan: Plan) -> Sender:
         kinds = ((i.sop_class_uid, i.transfer_syntax_uid) for i in plan.instances)
-        return StoreSender(ae, peer, kinds, originator=originator, cancelled=operation.cancelled, adapter=adapter)
+        return StoreSender(ae, route, kinds, originator=originator, cancelled=operation.cancelled, adapter=adapter)
 
     _retrieve(operation, session, services, sender)
 
