@@ -179,7 +179,10 @@ class Lobby:
                 self._dismiss(guest, _AA_1, "a plain DICOM client on the DICOM TLS port")
                 return False
             guest.sock = security.wrap(guest.sock)  # the same descriptor
-        guest.sock.do_handshake()
+        try:
+            guest.sock.do_handshake()
+        finally:
+            acknowledge(guest.sock)  # or Nagle at the peer keeps its next message back
         try:
             guest.certificate = security.identify(guest.sock)
         except OSError as error:
