@@ -36,6 +36,7 @@ State = Literal["pending", "judged", "reported", "given_up"]
 ReportBy = Literal["new", "same", "same_then_new"]
 KEPT_SECONDS = 7 * 86400.0
 KEPT_COUNT = 2000
+_OF_AE = 16
 
 
 class TransactionConflict(DgisError):
@@ -71,6 +72,11 @@ class Transaction(BaseModel):
         return transaction_key(self.ae, self.transaction_uid)
 
     @property
+    def number(self) -> str:
+        """What people call it."""
+        return self.key[_OF_AE : _OF_AE + 12]
+
+    @property
     def committed(self) -> tuple[tuple[str, str], ...]:
         """The references that did not fail; only meaningful once judged."""
         failed = {(sop_class, instance) for sop_class, instance, _ in self.failures}
@@ -88,8 +94,12 @@ class Transaction(BaseModel):
 
 
 def transaction_key(ae: str, transaction_uid: str) -> str:
-    """Return the file name of a transaction."""
-    return hashlib.sha256(f"{ae}\n{transaction_uid}".encode("utf-8", "replace")).hexdigest()
+    """Return the name a transaction is kept under; the transactions of one AE begin with the same 16 digits."""
+    return _digest(ae)[:_OF_AE] + _digest(f"{ae}\n{transaction_uid}")[:48]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 # --- judging: pure ---------------------------------------------------------------------------------------------------
@@ -148,10 +158,10 @@ def overdue(reference: tuple[str, str], evidence: Evidence | None) -> int:
 class CommitmentStore:
     """One directory, shared by processes and threads; all methods are thread-safe and raise SpoolError for the disk."""
 
-    def __init__(self, spool_root: Path, *, limit: int = 5000) -> None:
-        """Hold at most `limit` open transactions."""
+    def __init__(self, spool_root: Path, *, limit: int = 20_000, per_ae: int = 5000) -> None:
+        """Hold at most `limit` open transactions, `per_ae` of one requester: one that hangs leaves room to others."""
         self.root = spool_root / "commitment"
-        self._limit = limit
+        self._limit, self._per_ae = limit, per_ae
         self._cache: dict[str, tuple[tuple[int, int], Transaction]] = {}
         self._caching = threading.Lock()
         try:
@@ -175,8 +185,7 @@ class CommitmentStore:
                 if before.references != transaction.references:
                     raise TransactionConflict("this Transaction UID is in use for other instances")
                 return False
-            if self._count("open") >= self._limit:
-                raise TooManyTransactions(f"{self._limit} transactions are open")
+            self._check_room(transaction.key[:_OF_AE])
             self._write(transaction)
             return True
 
@@ -299,8 +308,10 @@ class CommitmentStore:
         for _, path in sorted(aged)[:-KEPT_COUNT]:
             path.unlink(missing_ok=True)
 
-    def _count(self, folder: str) -> int:
-        return sum(1 for name in _names(self.root / folder) if not name.startswith("."))
+    def _check_room(self, of_ae: str) -> None:
+        names = _names(self.root / "open")
+        if len(names) >= self._limit or sum(name.startswith(of_ae) for name in names) >= self._per_ae:
+            raise TooManyTransactions(f"{len(names)} transactions are open")
 
     def _changed(self, transaction: Transaction, **update: object) -> Transaction:
         changed = transaction.model_copy(update={**update, "changed_at": datetime.now(UTC)})

@@ -49,7 +49,7 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
 
 def _row(one: Transaction) -> dict[str, Any]:
     return {
-        "id": one.key[:12],
+        "id": one.number,
         "ae": one.ae,
         "state": one.state,
         "instances": len(one.references),
@@ -87,9 +87,9 @@ def _store(home: Path, config: Path | None) -> CommitmentStore:
 
 
 def _key(store: CommitmentStore, number: str) -> str:
-    found = {one.key for one in (*store.open(), *store.closed()) if one.key.startswith(number)}
-    if len(found) != 1 or not number:
-        raise click.ClickException(f"{number} names {len(found)} transactions; dgis commit list shows the ids")
+    found = {one.key for one in (*store.open(), *store.closed()) if one.number == number}
+    if len(found) != 1:
+        raise click.ClickException(f"there is no transaction {number}; dgis commit list shows them")
     return found.pop()
 
 

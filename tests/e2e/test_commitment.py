@@ -102,23 +102,27 @@ def test_another_content_under_a_known_uid_is_not_committed_until_resolved(site:
     modality.deafen()
 
 
+@pytest.fixture(scope="module")
+def archive(site: Site) -> Iterator[orthanc.Orthanc]:
+    with site.archive as running:
+        yield running
+
+
 @orthanc.NEEDS
 @pytest.mark.peer
-def test_orthanc_asks_dgis(site: Site) -> None:
+def test_orthanc_asks_dgis(site: Site, archive: orthanc.Orthanc) -> None:
     another = ("1.2.840.10008.5.1.4.1.1.7", site.images[5].instance_uid)
     wanted = [*site.references()[:5], another]
-    with site.archive as peer:
-        asked = peer.rest(
-            "/modalities/dgis/storage-commitment",
-            {"DicomInstances": [{"SOPClassUID": c, "SOPInstanceUID": i} for c, i in wanted]},
-        )
+    asked: Any = archive.rest(
+        "/modalities/dgis/storage-commitment",
+        {"DicomInstances": [{"SOPClassUID": c, "SOPInstanceUID": i} for c, i in wanted]},
+    )
 
-        def result() -> dict[str, Any]:
-            found: dict[str, Any] = peer.rest(f"/storage-commitment/{asked['ID']}")
-            return found
+    def result() -> Any:
+        return archive.rest(f"/storage-commitment/{asked['ID']}")
 
-        wait_until(lambda: result()["Status"] != "Pending", seconds=25, what="Orthanc got the report", every=0.3)
-        told = result()
+    wait_until(lambda: result()["Status"] != "Pending", seconds=25, what="Orthanc got the report", every=0.3)
+    told = result()
     assert told["Status"] == "Failure"
     assert sorted(one["SOPInstanceUID"] for one in told["Success"]) == sorted(uid for _, uid in wanted[:5])
     assert [one["SOPInstanceUID"] for one in told["Failures"]] == [another[1]], told
@@ -127,19 +131,27 @@ def test_orthanc_asks_dgis(site: Site) -> None:
 
 @orthanc.NEEDS
 @pytest.mark.peer
-def test_dgis_asks_orthanc(site: Site) -> None:
+def test_dgis_asks_orthanc(site: Site, archive: orthanc.Orthanc) -> None:
     """Orthanc reports on an association of its own, to our AE title at the node's port: a receiver takes it."""
-    with site.archive as peer:
-        there = f"ORTHANC@127.0.0.1:{peer.port}"
-        folder = str(site.images[0].path.parent)
-        lacking = site.grid.cli("commit", "check", there, folder, "--format", "json", check=False)
-        assert lacking.returncode == 1, lacking.stderr
-        site.grid.cli("send", there, folder)
-        kept = site.grid.cli("commit", "check", there, folder, "--format", "json", check=False)
+    folder = str(site.images[0].path.parent)
+    lacking = site.grid.cli("commit", "check", "ORTHANC", folder, "--format", "json", check=False)
+    assert lacking.returncode == 1, lacking.stderr
+    site.grid.cli("send", "ORTHANC", folder)
+    kept = site.grid.cli("commit", "check", "ORTHANC", folder, "--format", "json", check=False)
     assert kept.returncode == 0, kept.stderr
     answer = json.loads(kept.stdout)
     assert (answer["committed"], answer["failed"]) == (COUNT, [])
     assert len(json.loads(lacking.stdout)["failed"]) == COUNT
+
+
+def test_what_was_asked_is_listed(site: Site) -> None:
+    rows = json.loads(site.grid.cli("commit", "list", "--format", "json").stdout)
+    assert {row["state"] for row in rows} == {"reported"}
+    assert {row["ae"] for row in rows} >= {"CT1", "CT2"}
+    number = rows[0]["id"]
+    assert site.grid.cli("commit", "retry", number, check=False).returncode == 1, "it is not given up"
+    site.grid.cli("commit", "forget", number)
+    assert number not in site.grid.cli("commit", "list", "--format", "json").stdout
 
 
 def test_kill_of_everything_between_request_and_report(site: Site) -> None:

@@ -189,6 +189,8 @@ class Dispatcher:
             session.record.unauthorised += 1
             log.warning("not authorised", calling=session.caller.title, right=service.value)
             return Answer(status.NOT_AUTHORISED, f"this AE may not {service.value}")
+        if message.oversize and wanted is Service.COMMIT:
+            return Answer(status.RESOURCE_LIMITATION, "too many instances in one transaction")
         if message.oversize:
             return Answer(status.UNABLE_TO_PROCESS, "the identifier is too large")
         return None

@@ -60,18 +60,21 @@ class Told:
 class Requester:
     """A modality: asks on one association, listens for reports on a port and on the association it asked on."""
 
-    def __init__(self, node: Node, title: str = "CT1", *, listen: bool = True, port: int = 0) -> None:
+    def __init__(
+        self, node: Node, title: str = "CT1", *, listen: bool = True, port: int = 0, roles: bool = True
+    ) -> None:
         self.node, self.title = node, title
         self.told: queue.Queue[Told] = queue.Queue()
         self.answer = 0x0000
-        self.port = port
+        self.port, self.roles = port, roles
         self._server: Any = None
         if listen:
             self.listen()
 
     def listen(self) -> None:
         ae = AE(self.title)
-        ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+        roles = {"scu_role": False, "scp_role": True} if self.roles else {}
+        ae.add_supported_context(StorageCommitmentPushModel, **roles)  # type: ignore[arg-type]
         ae.add_supported_context(Verification)
         handlers = [(evt.EVT_N_EVENT_REPORT, self._take, [False])]
         address = ("127.0.0.1", self.port)

@@ -198,7 +198,7 @@ def test_open_transactions_are_bounded(tmp_path: Path, node: Node) -> None:
     node.stop("receiver")
     node.catalog.down = True
     modality = node.requester()
-    narrow = CommitmentStore(node.spool.root, limit=2)
+    narrow = CommitmentStore(node.spool.root, limit=4, per_ae=2)
     services = Services(IngestDouble(tmp_path / "s"), SearchDouble(), RetrieveDouble(), node.table, commitment=narrow)
     listener = socket.create_server(("127.0.0.1", node.port))
     stop = threading.Event()
@@ -206,10 +206,14 @@ def test_open_transactions_are_bounded(tmp_path: Path, node: Node) -> None:
     thread.start()
     with modality.association() as association:
         answers = [request(association, information(f"1.2.{n}", [(CT, "1.2.3.1")])) for n in range(3)]
+    with node.requester("CT2").association() as association:
+        answers += [request(association, information("1.2.1", [(CT, "1.2.3.1")]))]
+    with node.requester("CT3").association() as association:
+        answers += [request(association, information(f"1.2.{n}", [(CT, "1.2.3.1")])) for n in range(2)]
     stop.set()
     thread.join(10)
     listener.close()
-    assert answers == [0x0000, 0x0000, 0x0213]
+    assert answers == [0x0000, 0x0000, 0x0213, 0x0000, 0x0000, 0x0213]
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -263,6 +267,13 @@ def test_only_the_same_association_means_given_up_without_it(make_node: Callable
     modality.hears_nothing()
     assert node.store.closed()[0].transaction_uid == transaction
     assert "association ended" in node.store.closed()[0].note
+
+
+def test_a_requester_that_knows_no_roles(node: Node) -> None:
+    """It accepts the context and leaves the role selection unanswered; it is told all the same."""
+    modality = node.requester(roles=False)
+    modality.ask(node.knows("1.2.3.1"))
+    assert modality.hears().event == 1
 
 
 def test_a_requester_without_address_is_told_on_its_association(node: Node) -> None:

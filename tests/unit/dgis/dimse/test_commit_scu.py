@@ -153,6 +153,15 @@ def test_what_goes_wrong_is_said() -> None:
         request_commitment(scu(), archive.address, REFERENCES, waiting=Waiting(9.0, stop=lambda: True))
 
 
+def test_a_transaction_beyond_reason_is_refused_by_its_size(node: Node) -> None:
+    node.declare(node.requester("OTHER"))
+    peer = PeerAddress("DGIS", "127.0.0.1", node.port)
+    references = [(CT, f"1.2.{n:060d}") for n in range(40_000)]
+    with pytest.raises(PeerRefused, match="0213"):
+        request_commitment(scu("OTHER"), peer, references)
+    assert node.store.open() == []
+
+
 @pytest.mark.parametrize("report", ["same_then_new", "new"])
 def test_dgis_asks_dgis(make_node: Callable[..., Node], report: str) -> None:
     node = make_node(report=report)
