@@ -17,6 +17,7 @@ from pynetdicom import AE
 
 from certs.config import IdentityConfig
 from dgis.dimse.ae import ALL_RIGHTS, AeEntry, AeTable, UnknownAe
+from dgis.dimse.learned import Destinations, LearnedStore, LearningRules
 from dgis.dimse.limits import Limits, Timeouts
 from dgis.dimse.outgoing import Adapter
 from dgis.dimse.serve import TlsListener, serve_dimse
@@ -43,6 +44,7 @@ class Edge:
     retrieve: RetrieveDouble
     table: AeTable
     settings: DimseSettings
+    learned: LearnedStore
     tls_port: int = 0
     replaced: list[int] = field(default_factory=list)
 
@@ -73,17 +75,26 @@ def make_edge(tmp_path: Path) -> Iterator[Callable[..., Edge]]:
         rights: frozenset[Any] = ALL_RIGHTS,
         tls: IdentityConfig | None = None,
         certificate_required: bool = True,
+        learning: LearningRules | None = None,
         **changes: Any,
     ) -> Edge:
         settings = replace(SETTINGS, **changes)
         number = len(stops)
         table = AeTable(tmp_path / f"ae{number}.toml", unknown=UnknownAe(rights=rights))
-        edge = Edge(0, IngestDouble(tmp_path / f"store{number}"), SearchDouble(), RetrieveDouble(), table, settings)
+        learned = LearnedStore(tmp_path / f"learned{number}.json")
+        ingest = IngestDouble(tmp_path / f"store{number}")
+        edge = Edge(0, ingest, SearchDouble(), RetrieveDouble(), table, settings, learned)
         scratch = tmp_path / f"scratch{number}"
         scratch.mkdir()
         adapter = Adapter(transcoder, lambda: scratch)
         services = Services(
-            edge.ingest, edge.search, edge.retrieve, table, adapter=adapter, replaced=edge.replaced.append
+            edge.ingest,
+            edge.search,
+            edge.retrieve,
+            table,
+            adapter=adapter,
+            destinations=Destinations(table, learned, learning),
+            replaced=edge.replaced.append,
         )
         sock = socket.create_server(("127.0.0.1", 0), backlog=128)
         edge.port = sock.getsockname()[1]
