@@ -46,6 +46,37 @@ def test_a_whole_node(tmp_path: Path) -> None:
     assert (node.dgis.accept, node.https.port, node.log.level) == ("spooled", 0, "info")
 
 
+def test_a_tls_listener_shows_its_own_identity_or_the_node_s(tmp_path: Path) -> None:
+    assert load_node(write(tmp_path, WHOLE)).dimse_tls is None  # off by default
+    node = load_node(write(tmp_path, WHOLE + "[dimse_tls]\n"))
+    assert node.dimse_tls is not None
+    assert (node.dimse_tls.port, node.dimse_tls.client_certificate) == (2762, "required")
+    assert node.dimse_tls.identity(node.identity).cert == tmp_path / "dgis.cert.pem"
+    own = 'cert = "edge.cert.pem"\nkey = "edge.key.pem"\ntrust = "hospital"\n'
+    node = load_node(write(tmp_path, WHOLE + "[dimse_tls]\n" + own))
+    assert node.dimse_tls is not None
+    shown = node.dimse_tls.identity(node.identity)
+    assert (shown.cert, shown.key, shown.trust) == tuple(
+        tmp_path / name for name in ("edge.cert.pem", "edge.key.pem", "hospital")
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("[dimse_tls]\nport = 11112", "different ports"),
+        ('[dimse_tls]\ncert = "a.pem"', "belong together"),
+        ('[dimse_tls]\nclient_certificate = "never"', "client_certificate"),
+        ("[dimse_limits]\nartim = 0", "artim"),
+        ('[[user]]\nname = "a"\npasscode = "in clear"', "passcode"),
+    ],
+)
+def test_mistakes_in_what_is_optional(tmp_path: Path, more: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_node(write(tmp_path, WHOLE + more))
+    assert told in str(refused.value) and "in clear" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
