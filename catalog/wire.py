@@ -141,7 +141,8 @@ class Query(Wire):
     """A query at one level: matches are joined by AND, `keys` are the keywords wanted back.
 
     `unreachable` names storage elements that the caller cannot reach now: an entity with an instance whose only
-    copies are there has InstanceAvailability OFFLINE, every other one ONLINE.
+    copies are there has InstanceAvailability OFFLINE. `near` names the places at hand: one with an instance that has
+    no copy there is NEARLINE. Every other one is ONLINE, and nothing is NEARLINE when no place is named.
     """
 
     level: Level
@@ -150,6 +151,7 @@ class Query(Wire):
     limit: int | None = Field(default=None, ge=0, le=2**31)
     names: Literal["insensitive", "exact"] = "insensitive"
     unreachable: tuple[str, ...] = Field(default=(), max_length=10_000)
+    near: tuple[str, ...] = Field(default=(), max_length=10_000)
 
 
 class PatientKey(Wire):

@@ -36,7 +36,7 @@ from dgis.dimse.secure import TlsCaller
 from dgis.dimse.serve import TlsListener, serve_dimse
 from dgis.dimse.services import DimseSettings, Services
 from dgis.disk import ProcessDirectory
-from dgis.elements import Elements
+from dgis.elements import Elements, Near
 from dgis.ingest import Ingest, Promise
 from dgis.metrics import Metrics, make_metrics
 from dgis.processes import NodeError, read_process_table
@@ -192,7 +192,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
     return Services(
         ingest=make_ingest(node, metrics),
-        search=Search(catalog, unreachable, metrics),
+        search=Search(catalog, unreachable, metrics, near=Near(elements, site=node.dgis.site, node=node.dgis.name)),
         retrieve=Retrieve(catalog, sources, elements, metrics),
         ae_table=table,
         destinations=Destinations(table, learned_store(node), learning_rules(node)),

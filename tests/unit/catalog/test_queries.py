@@ -237,6 +237,15 @@ def test_availability_follows_what_the_caller_can_reach(service: CatalogService,
         assert offline(level, key, "se2") == [name["4"]]  # type: ignore[arg-type]
         assert offline(level, key, "se1", "se2") == [name["2"], name["3"], name["4"]]  # type: ignore[arg-type]
     assert offline("IMAGE", "SOPInstanceUID", "se1", "se2") == ["2.1", "2.2", "3.1", "4.1"]
+    def word(level: Level, key: str, value: str, **places: tuple[str, ...]) -> object:
+        query = Query(level=level, keys=("InstanceAvailability",), matches=(match(key, "eq", value),), **places)
+        return next(row for row in filled.query(query) if not isinstance(row, End))["InstanceAvailability"]
+
+    for level, key, value in (("STUDY", "StudyInstanceUID", "2"), ("SERIES", "SeriesInstanceUID", "2.1"),
+                              ("PATIENT", "PatientID", "A2"), ("IMAGE", "SOPInstanceUID", "2.1")):
+        for near, unreachable, wanted in ((("se1", "x"), (), "ONLINE"), (("x",), (), "NEARLINE"), ((), (), "ONLINE"),
+                                          (("se1",), ("se1",), "NEARLINE"), (("se1",), ("se1", "se2"), "OFFLINE")):
+            assert word(level, key, value, near=near, unreachable=unreachable) == wanted, (level, near)  # type: ignore[arg-type]
     moved("2.2", se2="lost")
     assert offline("STUDY", "StudyInstanceUID", "se1") == ["2", "3", "4"]
 
