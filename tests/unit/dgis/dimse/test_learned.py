@@ -18,7 +18,7 @@ from dgis.dimse.learned import Destinations, Learned, LearnedStore, LearningRule
 from dgis.dimse.limits import PeerAddress
 from tests.helpers.grid import free_port
 from tests.unit.dgis.dimse.conftest import Edge
-from tests.unit.dgis.dimse.doubles import data_bytes, make_file
+from tests.unit.dgis.dimse.doubles import make_file
 
 MOVE, EXPLICIT = StudyRootQueryRetrieveInformationModelMove, pydicom.uid.ExplicitVRLittleEndian
 KEY = ("-k", "0008,0052=STUDY", "-k", "0020,000D=1.2.3.1")
@@ -172,11 +172,12 @@ def test_movescu_to_itself_needs_no_table_entry(make_edge: Any, dcmtk: Any, tmp_
     paths = [make_file(tmp_path / "in", pixels=70_000) for _ in range(3)]
     for path in paths:
         edge.retrieve.add(path)
-    args = ("-S", "-aet", "NEWVIEWER", "-aem", "NEWVIEWER", "-aec", "DGIS", "+P", port, "-od", out, "+B", *KEY)
+    args = ("-S", "-aet", "NEWVIEWER", "-aem", "NEWVIEWER", "-aec", "DGIS", "+P", port, "-od", out, *KEY)
     for _ in range(2):
         result = dcmtk("movescu", *args, "127.0.0.1", edge.port)
         assert result.returncode == 0, result.stderr
-    assert sorted(data_bytes(p) for p in out.iterdir()) == sorted(data_bytes(p) for p in paths)
+    got = sorted(pydicom.dcmread(path).PixelData for path in out.iterdir())
+    assert got == sorted(pydicom.dcmread(path).PixelData for path in paths)
     assert edge.table.entries() == ()
     assert [(one.title, one.port) for one in edge.learned.entries()] == [("NEWVIEWER", port)]
 
