@@ -49,9 +49,9 @@ class Search:
     def find(self, query: Query, *, acting_for: str | None = None) -> Iterator[Row]:
         """Yield one row per entity as it arrives.
 
-        Instances that lie on unreachable storage elements only are OFFLINE, at other sites only NEARLINE. Raises SearchIncomplete after the rows
-        that came when a catalog did not answer to the end (unavailable is not empty), SearchRefused when it never
-        will answer this query.
+        Instances that lie on unreachable storage elements only are OFFLINE, at other sites only NEARLINE. Raises
+        SearchIncomplete after the rows that came when a catalog did not answer to the end (unavailable is not empty),
+        SearchRefused when it never will answer this query.
         """
         places = {"unreachable": tuple({*query.unreachable, *self._unreachable()}), "near": self._near()}
         asked = query.model_copy(update=places)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -404,3 +406,24 @@ def test_replaced_characters_are_counted(loaded: Loaded) -> None:
     ).stdout  # fmt: skip
     line = next((line for line in text.splitlines() if line.startswith("dgis_replaced_characters_total")), "")
     assert float(line.split()[-1]) >= 2, json.dumps(line)
+
+
+def test_cancel_while_the_catalog_hangs(loaded: Loaded) -> None:
+    """FE00 within a second, and the association is released at once: it does not wait for the catalog."""
+    [catalog] = loaded.grid.processes()["catalog"]
+    association = loaded.associate()
+    catalog.suspend()
+    try:
+        cancel = threading.Timer(0.3, association.send_c_cancel, (7,), {"query_model": STUDY_ROOT})
+        cancel.start()
+        began = time.monotonic()
+        answers = list(association.send_c_find(keys("STUDY", StudyInstanceUID=""), STUDY_ROOT, msg_id=7))
+        assert [status.Status for status, _ in answers] == [0xFE00]
+        assert time.monotonic() - began < 1.3
+        association.release()
+        assert association.is_released and time.monotonic() - began < 1.6
+    finally:
+        catalog.resume()
+    association = loaded.associate()
+    assert len(find(association, keys("STUDY", StudyInstanceUID=""))) == len(loaded.studies) + 1
+    association.release()
