@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
+import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +30,11 @@ from pynetdicom.sop_class import (
 from certs import ca
 from certs.config import IdentityConfig
 from certs.credential import Credential
+from dgis.dimse import users
 from tests.helpers import dcmtk, rawtls
 from tests.helpers.dicomfiles import synth
-from tests.helpers.grid import Grid, free_port, wait_until
+from tests.helpers.grid import BIN, Grid, free_port, wait_until
+from tests.unit.dgis.dimse.raw import associate
 
 pytestmark = [pytest.mark.xdist_group("dicom-tls"), pytest.mark.peer, dcmtk.NEEDS]
 IMAGES = 6
@@ -211,3 +217,44 @@ def test_the_certificate_stands_in_the_association_s_log_line(site: Site) -> Non
     assert site.run("echoscu", name="auditor", title="AUDIT").returncode == 0
     lines = [line for line in site.log().splitlines() if "association ended" in line and "calling=AUDIT" in line]
     assert len(lines) == 1 and f"certificate='{site.person('auditor').dn()}'" in lines[0] and "tls=True" in lines[0]
+
+
+def test_associations_are_answered_at_once_while_the_grid_hangs(site: Site) -> None:
+    """No remote call inside association handling: viewers give up after 3 s."""
+    roles = site.grid.processes()
+    stopped = [*roles["catalog"], *roles["se1"], *roles["worker"]]
+    for process in stopped:
+        process.suspend()
+    try:
+        for port, options in ((site.port, site.tls()), (site.grid.port, ())):
+            started = time.monotonic()
+            assert dcmtk.run("echoscu", *options, "-aec", "DGIS", "127.0.0.1", str(port)).returncode == 0
+            assert time.monotonic() - started < 1.0
+    finally:
+        for process in stopped:
+            process.resume()
+
+
+def test_two_hundred_idle_associations_cost_under_five_percent_of_a_core(site: Site) -> None:
+    context = rawtls.client_context(_identity(site), _identity(site))
+    contexts = [("1.2.840.10008.1.1", "1.2.840.10008.1.2")]
+    with contextlib.ExitStack() as stack:
+        for number in range(200):
+            port = site.port if number % 2 else site.grid.port
+            sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+            if number % 2:
+                sock = context.wrap_socket(sock, server_hostname="127.0.0.1")
+            associate(stack.enter_context(sock), contexts, calling=f"IDLE{number % 4}")
+        before = site.grid.cpu_seconds()["dimse"]
+        time.sleep(3.0)
+        share = (site.grid.cpu_seconds()["dimse"] - before) / 3.0
+    print(f"200 idle associations: {share:.2%} of a core")
+    assert share < 0.05
+
+
+def test_a_passcode_for_node_toml(site: Site) -> None:
+    command = [str(BIN / "dgis"), "ae", "passcode", "reading room", "--passcode", "open sesame"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (user,) = tomllib.loads(text)["user"]
+    assert user["name"] == "reading room" and users.matches(b"open sesame", user["passcode"])
+    assert "open sesame" not in text

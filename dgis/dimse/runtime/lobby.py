@@ -206,19 +206,20 @@ class Lobby:
     def _judge(self, guest: _Guest) -> None:
         """Hand on a whole A-ASSOCIATE-RQ; refuse what cannot become one."""
         pdu_type, announced = guest.data[0], int.from_bytes(guest.data[2:6], "big")
-        if pdu_type == _TLS_HANDSHAKE:
+        if pdu_type == _TLS_HANDSHAKE and self._security is None:
             self._dismiss(guest, b"", "a TLS client on the plain DICOM port")
             return
+        if pdu_type == _ABORT_RQ:
+            self._dismiss(guest, _AA_2, "an A-ABORT before association")
+            return
         try:
+            if _ASSOCIATE_RQ < pdu_type < _ABORT_RQ:
+                raise PduRefused(f"a PDU of type {pdu_type:02X} before association")
             length = pdu_length(pdu_type, announced, max_pdu=0)
         except PduRefused as error:
             self._dismiss(guest, _AA_1, str(error))
             return
-        if pdu_type == _ABORT_RQ:
-            self._dismiss(guest, _AA_2, "an A-ABORT before association")
-        elif pdu_type != _ASSOCIATE_RQ:
-            self._dismiss(guest, _AA_1, f"a PDU of type {pdu_type:02X} before association")
-        elif len(guest.data) >= 6 + length:
+        if len(guest.data) >= 6 + length:
             self._leave(guest)
             self._admit(Arrived(guest.sock, guest.address, bytes(guest.data), guest.certificate))
 

@@ -141,7 +141,8 @@ def test_every_storage_class_of_the_dictionary_is_storage() -> None:
     from pynetdicom import AllStoragePresentationContexts
 
     assert {service_of(str(c.abstract_syntax)) for c in AllStoragePresentationContexts} == {Service.STORE}
-    for uid in ("1.2.840.10008.1.20.1", "1.2.840.10008.5.1.4.31", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2", "x"):
+    assert service_of("1.2.840.10008.1.20.1") is Service.COMMIT
+    for uid in ("1.2.840.10008.1.20.2", "1.2.840.10008.5.1.4.31", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2", "x"):
         assert service_of(uid) is Service.NONE
 
 
