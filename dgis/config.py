@@ -181,6 +181,21 @@ class UnknownAeConfig(Table):
     networks: tuple[Network, ...] = ()
 
 
+class TranscodingConfig(Table):
+    """`[transcoding]`: converting instances for receivers that do not take their transfer syntax.
+
+    `workers` processes a receiver, each with `memory` of address space; a frame may have `frame` bytes decoded and take
+    `stall` seconds, a whole instance `total` seconds. With `enabled = false` everything goes out as it is stored.
+    """
+
+    enabled: bool = True
+    workers: int = Field(default=2, ge=1, le=32)
+    memory: Size = 2 * 2**30
+    frame: Size = 256 * 2**20
+    stall: float = Field(default=30.0, gt=0, le=600)
+    total: float = Field(default=1800.0, gt=0, le=86400)
+
+
 class LearnedDestinationsConfig(Table):
     """`[learned_destinations]`: C-MOVE to AEs that are not in the AE table, at the address that they called from.
 
@@ -213,6 +228,7 @@ class NodeConfig(Table):
     catalog: CatalogConfig
     unknown_ae: UnknownAeConfig = UnknownAeConfig()
     learned_destinations: LearnedDestinationsConfig = LearnedDestinationsConfig()
+    transcoding: TranscodingConfig = TranscodingConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

@@ -44,6 +44,8 @@ from dgis.retrieve import Retrieve
 from dgis.search import Search
 from dgis.sources import BlameReporter, Sources
 from dgis.spool import Spool
+from dgis.transcode.convert import Bounds
+from dgis.transcode.pool import Limits as ConversionLimits
 from dgis.transcode.pool import Transcoder
 from dgis.worker import Commitments, Worker, WorkerSettings
 from storage_provider.channels import open_channels
@@ -76,6 +78,17 @@ def learning_rules(node: NodeConfig) -> LearningRules:
         ports=tuple(rules.ports),
         require_existing_rights=rules.require_existing_rights,
     )
+
+
+def make_adapter(node: NodeConfig) -> Adapter | None:
+    """What converts instances for receivers that do not take them as they are stored."""
+    rules = node.transcoding
+    if not rules.enabled:
+        return None
+    bounds = Bounds(frame=rules.frame, reserve=node.dgis.spool_reserve)
+    limits = ConversionLimits(rules.workers, rules.stall, rules.total, rules.memory, bounds)
+    scratch = ProcessDirectory(node.dgis.spool / "scratch")
+    return Adapter(Transcoder(limits), lambda: scratch.get().path)
 
 
 def open_spool(node: NodeConfig) -> Spool:
@@ -188,7 +201,6 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
     table = ae_table(node, config)
-    converted = ProcessDirectory(node.dgis.spool / "scratch")
     sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
     return Services(
         ingest=make_ingest(node, metrics),
@@ -196,7 +208,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
         retrieve=Retrieve(catalog, sources, elements, metrics),
         ae_table=table,
         destinations=Destinations(table, learned_store(node), learning_rules(node)),
-        adapter=Adapter(Transcoder(), lambda: converted.get().path),
+        adapter=make_adapter(node),
         commitment=CommitmentStore(node.dgis.spool),
         commit_answers=CommitAnswers(node.dgis.spool),
         replaced=metrics.replaced_characters.inc,

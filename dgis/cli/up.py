@@ -37,6 +37,10 @@ def _peers(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 @click.option("--port", default=11112, show_default=True, type=click.IntRange(1, 65535), help="DIMSE port.")
 @click.option("--tls-port", default=0, type=click.IntRange(0, 65535), help="DICOM TLS port; none without it.")
 @click.option("--peer", "peers", multiple=True, callback=_peers, metavar="AET:HOST:PORT", help="A move destination.")
+@click.option(
+    "--learn-port", "learn_ports", multiple=True, type=click.IntRange(1, 65535), metavar="PORT",
+    help="Move to AEs that called, without --peer, at this port.",
+)  # fmt: skip
 @click.option("--providers", default=2, show_default=True, type=click.IntRange(1, 9), help="Storage providers.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="DIMSE receivers.")
 @click.option(
@@ -54,6 +58,7 @@ def command(  # one parameter for each option of the contract in docs/operator.m
     port: int,
     tls_port: int,
     peers: tuple[PeerAE, ...],
+    learn_ports: tuple[int, ...],
     providers: int,
     workers: int,
     accept: str,
@@ -63,7 +68,7 @@ def command(  # one parameter for each option of the contract in docs/operator.m
 
     Prints one line when every service answers and writes HOME/ready.json. State in HOME survives a restart.
     """
-    options = GridOptions(home.absolute(), aet, port, peers, providers, workers, accept, tls_port)
+    options = GridOptions(home.absolute(), aet, port, peers, providers, workers, accept, tls_port, learn_ports)
     paths = Paths(options.home)
     paths.ready.unlink(missing_ok=True)
     for option, wanted in (("--port", port), ("--tls-port", tls_port)):

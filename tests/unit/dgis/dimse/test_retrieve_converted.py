@@ -23,8 +23,7 @@ from pynetdicom.sop_class import (
 
 from catalog.wire import Located
 from dgis import part10
-from dgis.transcode.plan import DECODABLE
-from tests.helpers.dicomfiles import NEEDS_REAL, REAL, images
+from tests.helpers.dicomfiles import NEEDS_REAL, compressed
 from tests.helpers.grid import free_port
 from tests.unit.dgis.dimse.conftest import Edge
 from tests.unit.dgis.dimse.doubles import data_bytes, make_file
@@ -33,9 +32,6 @@ GET, MOVE = StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInf
 EXPLICIT, IMPLICIT, BIG = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian, "1.2.840.10008.1.2.2"
 JPEG2000, MPEG4 = pydicom.uid.JPEG2000Lossless, "1.2.840.10008.1.2.4.102"
 KEY = ("-k", "0008,0052=STUDY", "-k", "0020,000D=1.2.3.1")
-# Too short, or a codestream that no plugin of pydicom reads.
-_UNREADABLE = {"emri_small_jpeg_2k_lossless_too_short", "JPEG2000-embedded-sequence-delimiter"}
-TWELVE_BIT_JPEG = "1.2.840.10008.1.2.4.51"
 
 
 @pytest.fixture(autouse=True)
@@ -47,20 +43,10 @@ def _quiet() -> Iterator[None]:
 
 def _compressed(edge: Edge) -> dict[str, Path]:
     """Put every decodable real image into the study; return them by SOP Instance UID."""
-    assert REAL is not None
-    found: dict[str, Path] = {}
-    for one in images(REAL):
-        with one.path.open("rb") as stream:
-            _, syntax = part10.data_set_offset(stream)
-        if syntax not in DECODABLE or syntax == TWELVE_BIT_JPEG:
-            continue
-        data_set = pydicom.dcmread(one.path)
-        if "PixelData" not in data_set or one.path.stem in _UNREADABLE:
-            continue
+    for one in compressed():
         located = edge.retrieve.add(one.path)
         edge.retrieve.files[located.instance_uid] = (_in_study(located), *edge.retrieve.files[located.instance_uid][1:])
-        found[located.instance_uid] = one.path
-    return found
+    return {one.instance_uid: one.path for one in compressed()}
 
 
 def _in_study(located: Located) -> Located:
