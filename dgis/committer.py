@@ -25,8 +25,7 @@ from dgis.spool import Spool
 
 log = get_log()
 
-_TURN_SECONDS = 0.25
-_LOOK_FIRST, _LOOK_LONGEST = 0.25, 15.0
+_LOOK_LONGEST = 15.0
 _LOCATE_AT_ONCE = 10_000
 _CONFLICTS_READ = 10_000
 _INBOX_READ = 2000
@@ -58,13 +57,14 @@ class Reporter(Protocol):
 @dataclass(frozen=True, slots=True)
 class CommitRules:
     """`copies` verified copies commit an instance. Seconds: `timeout` for the verdict, `grace` for an instance that is
-    not known yet, `retry` for the report."""
+    not known yet, `retry` for the report, `turn` from one look to the next."""
 
     copies: int
     timeout: float = 3600.0
     grace: float = 10.0
     retry: float = 86400.0
     report: ReportBy = "new"
+    turn: float = 0.25
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Committer:
                 log.error("storage commitment failed", error=type(error).__name__, reason=str(error)[:200])
                 self._errors.add("storage commitment", f"{type(error).__name__}: {error}")
             # With very many transactions it turns more seldom: never more than a tenth of the time.
-            stop.wait(max(_TURN_SECONDS, 10 * (time.monotonic() - began)))
+            stop.wait(max(self._rules.turn, 10 * (time.monotonic() - began)))
 
     def turn(self) -> None:
         """Judge what is due, then start the reports that are due. Raises SpoolError."""
@@ -204,7 +204,7 @@ class Committer:
 
     def _pause(self, age: float) -> float:
         """Look ever more seldom, but at once when a limit has passed."""
-        pause = min(max(age / 5, _LOOK_FIRST), _LOOK_LONGEST)
+        pause = min(max(age / 5, self._rules.turn), _LOOK_LONGEST)
         limits = [limit - age for limit in (self._rules.grace, self._rules.timeout) if limit > age]
         return min([pause, *limits])
 

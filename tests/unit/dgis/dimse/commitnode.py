@@ -40,9 +40,9 @@ from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDo
 
 WELL_KNOWN = "1.2.840.10008.1.20.1.1"
 MR = "1.2.840.10008.5.1.4.1.1.4"
-QUICK = Timeouts(connect=1, acse=2, dimse=2, send=2, close=0.5)
-FAST = CommitRules(copies=2, timeout=30.0, grace=0.6, retry=60.0)
-NOTHING = 0.7  # seconds after which what has not come does not come: several turns of the worker
+QUICK = Timeouts(connect=2, acse=8, dimse=8, send=8, close=0.5)
+FAST = CommitRules(copies=2, timeout=30.0, grace=0.6, retry=60.0, turn=0.05)
+NOTHING = 0.5  # seconds after which what has not come does not come: several turns of the worker
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Requester:
             assert request(association, information(transaction, references)) == 0x0000
         return transaction
 
-    def hears(self, *, within: float = 6.0) -> Told:
+    def hears(self, *, within: float = 20.0) -> Told:
         return self.told.get(timeout=within)
 
     def hears_nothing(self) -> None:
@@ -277,7 +277,7 @@ class Node:
         return self.registry.get_sample_value(name, labels) or 0.0
 
 
-def until(condition: Callable[[], object], *, seconds: float = 6.0) -> None:
+def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

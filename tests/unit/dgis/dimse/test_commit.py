@@ -103,7 +103,7 @@ def test_time_is_up_at_the_commit_timeout(make_node: Callable[..., Node]) -> Non
 
 
 def test_a_catalog_that_is_down_decides_nothing_until_time_is_up(make_node: Callable[..., Node]) -> None:
-    node = make_node(timeout=2.5)
+    node = make_node(timeout=4.0)
     modality = node.requester()
     reference = node.knows("1.2.3.1")
     node.catalog.down = True
@@ -123,7 +123,7 @@ def test_a_thousand_instances_in_one_transaction(node: Node) -> None:
     locates = node.catalog.locates
     modality.ask(*references)
     modality.hears_nothing()
-    assert node.catalog.locates - locates <= 8, "one question a look, and ever fewer looks"
+    assert node.catalog.locates - locates <= 16, "one question a look, and ever fewer looks"
     for n in range(10, 1001, 10):
         node.knows(f"1.2.3.{n}")
     told = modality.hears()
@@ -288,7 +288,7 @@ def test_a_requester_without_address_is_told_on_its_association(node: Node) -> N
     until(lambda: any("dgis ae add CT1" in error.text for error in node.errors.all()))
     modality.hears_nothing()
     node.declare(modality)  # the operator does what the text says
-    assert modality.hears(within=8).committed == [(CT, "1.2.3.2")]
+    assert modality.hears().committed == [(CT, "1.2.3.2")]
 
 
 def test_an_unreachable_requester_is_tried_again_and_keeps_nobody_waiting(node: Node) -> None:
@@ -300,15 +300,16 @@ def test_an_unreachable_requester_is_tried_again_and_keeps_nobody_waiting(node: 
         silent.ask(reference)
         time.sleep(0.5)
         modality.ask(reference)
-        assert modality.hears(within=2).committed == [reference]
-        until(lambda: node.count("dgis_commitment_reports_total", outcome="failed") >= 1)
+        assert modality.hears(within=6).committed == [reference]  # the other one takes eight seconds to fail
+        assert node.count("dgis_commitment_reports_total", outcome="failed") == 0
+    until(lambda: node.count("dgis_commitment_reports_total", outcome="failed") >= 1)
     silent.listen()
-    assert silent.hears(within=8).committed == [reference]
+    assert silent.hears().committed == [reference]
     assert any("CT2" in error.text for error in node.errors.all())
 
 
 def test_a_report_that_is_refused_is_repeated_then_given_up(make_node: Callable[..., Node]) -> None:
-    node = make_node(retry=3.0)
+    node = make_node(retry=4.0)
     modality = node.requester()
     modality.answer = 0x0110
     modality.ask(node.knows("1.2.3.1"))
