@@ -43,6 +43,8 @@ DEFAULT_KEYS = {
     ),
     "image": ("InstanceNumber", "SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SOPInstanceUID"),
 }  # fmt: skip
+# Says which set we read; archives that look at it answer names in it, that else lose what their default set lacks.
+_READ_UTF8 = Key((0x00080005,), "ISO_IR 192")
 _PIPE_WIDTH = 2000
 _SORT = ("PatientName", "PatientID", "StudyDate", "StudyTime", "SeriesNumber", "InstanceNumber")
 _HIDDEN = ("SpecificCharacterSet", "QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailability")
@@ -129,6 +131,7 @@ def _asked(level: str, keys: tuple[Key, ...], *, only_keys: bool) -> tuple[Key, 
     """The usual keys of the level, and those given: a usual one keeps its column when a value is given for it."""
     asked = {} if only_keys else {key.path: key for key in map(Key.parse, DEFAULT_KEYS[level])}
     asked.update({key.path: key for key in keys})
+    asked.setdefault(_READ_UTF8.path, _READ_UTF8)
     return tuple(asked.values())
 
 
@@ -160,9 +163,10 @@ _SIZES = ("Rows", "Columns", "InstanceNumber", "SeriesNumber")
 
 def _columns(asked: Sequence[Key], rows: Sequence[Row]) -> list[str]:
     """The keys as asked, then what else came; columns that are empty in every row are left out."""
-    names = [keyword(key.path[0]) for key in asked] + [name for row in rows for name in row]
+    named = [keyword(key.path[0]) for key in asked if key is not _READ_UTF8]
+    names = [*named, *(name for row in rows for name in row)]
     filled = {name for row in rows for name, value in row.items() if value not in (None, "", [])}
-    filled -= {name for name in _HIDDEN if name not in names[: len(asked)]}
+    filled -= {name for name in _HIDDEN if name not in named}
     return [name for name in dict.fromkeys(names) if name in filled]
 
 
