@@ -98,7 +98,15 @@ def _collect(node: NodeConfig, home: Path, config: Path | None) -> _Status:
         credentials |= {"operator": Credential(identity.cert, identity.key)}
         found = sorted(home.glob("*/*.cert.pem"))
         credentials |= {p.parent.name: Credential(p, p.with_name(p.parent.name + ".key.pem")) for p in found}
-    _add_certificates(status, credentials, node.identity.trust)
+    trusts = {"CRLs": node.identity.trust}
+    if node.dimse_tls is not None and node.dimse_tls.cert is not None:
+        edge = node.dimse_tls.identity(node.identity)
+        credentials |= {"DICOM TLS": Credential(edge.cert, edge.key)}
+    if node.dimse_tls is not None and node.dimse_tls.trust is not None:
+        trusts["CRLs of DICOM TLS"] = node.dimse_tls.trust
+    _add_certificates(status, credentials)
+    for name, trust in trusts.items():
+        _add_crls(status, name, trust)
     _add_spool(status, node)
     _add_commitment(status, node)
     _add_board(status, read_board(node.dgis.spool), elements)
@@ -131,7 +139,7 @@ def _add_service(status: _Status, session: GridSession, name: str, url: str) -> 
         status.troubles.append(f"{name}: {detail}")
 
 
-def _add_certificates(status: _Status, credentials: dict[str, Credential], trust: Path) -> None:
+def _add_certificates(status: _Status, credentials: dict[str, Credential]) -> None:
     now = datetime.now(UTC)
     for name, credential in sorted(credentials.items()):
         try:
@@ -145,14 +153,17 @@ def _add_certificates(status: _Status, credentials: dict[str, Credential], trust
         status.certificates.append({**row, "left": _left(left)})
         if left < SOON_DAYS * 86400:
             status.troubles.append(f"the certificate of {name} ends in {_left(left)}: renew it (dgis-certs issue)")
+
+
+def _add_crls(status: _Status, name: str, trust: Path) -> None:
     try:
         end = Trust(trust).crl_expiry()
     except CertsError as error:
         status.troubles.append(str(error))
         return
-    left = (end - now).total_seconds()
+    left = (end - datetime.now(UTC)).total_seconds()
     row = {
-        "name": "CRLs",
+        "name": name,
         "dn": "the first of the trust directory to end",
         "expires": end.isoformat(timespec="minutes"),
     }

@@ -258,3 +258,16 @@ def test_a_passcode_for_node_toml(site: Site) -> None:
     (user,) = tomllib.loads(text)["user"]
     assert user["name"] == "reading room" and users.matches(b"open sesame", user["passcode"])
     assert "open sesame" not in text
+
+
+def test_status_watches_the_listener_s_own_certificate_and_crls(site: Site, tmp_path: Path) -> None:
+    ca.init_site(tmp_path / "hospital", organisation="Hospital")
+    edge = ca.issue_host(tmp_path / "hospital", "edge", ips=("127.0.0.1",), out=tmp_path)
+    config = site.grid.home / "dgis" / "node.toml"
+    own = f'cert = "{edge.cert}"\nkey = "{edge.key}"\ntrust = "{tmp_path / "hospital" / "trust"}"\n'
+    changed = config.with_name("node-with-edge.toml")
+    changed.write_text(config.read_text().replace("[dimse_tls]\n", f"[dimse_tls]\n{own}"))
+    command = [str(BIN / "dgis"), "status", "--format", "json", "--config", str(changed)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["certificates"]
+    assert {"DICOM TLS", "CRLs", "CRLs of DICOM TLS"} <= {row["name"] for row in found}
+    assert next(row["dn"] for row in found if row["name"] == "DICOM TLS") == str(edge.dn())
