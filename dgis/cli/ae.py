@@ -39,6 +39,7 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
             "certificate": entry.certificate,
             "charset": entry.charset,
             "find_limit": entry.find_limit,
+            "requesters": list(entry.requesters),
         }
         for entry in node_table(home, config).entries()
     ]
@@ -58,6 +59,7 @@ def _learned_row(one: Learned) -> dict[str, object]:
         "certificate": one.certificate,
         "charset": "",
         "find_limit": None,
+        "requesters": [],
     }
 
 
@@ -76,6 +78,7 @@ def _rights(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[R
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Its port.")
 @click.option("--rights", default=VIEWER_RIGHTS, show_default=True, callback=_rights, help="What it may do here.")
 @click.option("--network", "networks", multiple=True, help="Only from there (repeatable; default: anywhere).")
+@click.option("--requester", "requesters", multiple=True, help="Who may move to it: AE title, or self (default: all).")
 @click.option("--issuer", default="", help="Issuer of its patient IDs when a data set names none.")
 @click.option("--tls", is_flag=True, help="Its port is a DICOM TLS port.")
 @click.option("--certificate", default="", metavar="DN", help="Subject of the certificate it must show, over TLS.")
@@ -94,6 +97,7 @@ def add_command(
     certificate: str,
     charset: str,
     find_limit: int | None,
+    requesters: tuple[str, ...],
     home: Path,
     config: Path | None,
 ) -> None:
@@ -112,6 +116,7 @@ def add_command(
             certificate=certificate,
             charset=charset,
             find_limit=find_limit,
+            requesters=requesters,
         )
     except ValueError as error:
         raise click.UsageError(_first_line(error)) from None

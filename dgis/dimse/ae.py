@@ -7,6 +7,7 @@
     rights = ["echo", "find", "move", "get"]
     networks = ["10.1.2.0/24"]
     issuer = "HOSPITAL-A"   # of its patient IDs when a data set names none
+    requesters = ["self"]   # who may move to it; nobody named: every AE with the right to move
     tls = true              # the port above speaks DICOM TLS
     certificate = "/O=Hospital A/CN=viewer1"    # it calls, and answers, with this certificate only
     charset = "ISO_IR 100"  # answer its queries in this set, whatever it asks in
@@ -39,6 +40,7 @@ from dgis.errors import DgisError
 log = get_log()
 
 Right = Literal["echo", "store", "find", "move", "get", "commit"]
+SELF = "self"
 ALL_RIGHTS: frozenset[Right] = frozenset(("echo", "store", "find", "move", "get", "commit"))
 
 
@@ -82,6 +84,8 @@ class AeEntry(BaseModel):
     tls: bool = False  # the destination's port is a DICOM TLS port
     charset: Annotated[str, AfterValidator(_charset)] = ""  # the only one that it reads; "" means what it asks in
     find_limit: int | None = Field(default=None, ge=1)  # of answers to a C-FIND, in place of the node's
+
+    requesters: tuple[Annotated[str, AfterValidator(_title)], ...] = ()  # who may move to it; "self" is its own title
 
     def fits(self, address: str, certificate: str = "") -> bool:
         """Whether a peer at this address, with this verified subject DN, may use the entry."""
@@ -166,6 +170,14 @@ class AeTable:
         """Return where the move destination `title` listens, None when the table does not say."""
         found = (e.destination for e in self.entries() if self._same(e.title, title.strip()))
         return next((peer for peer in found if peer is not None), None)
+
+    def may_move(self, requester: str, title: str) -> bool:
+        """Whether the AE `requester` may move to `title`; who is not named in its `requesters` may not, if any is."""
+        for entry in self.entries():
+            if entry.destination is not None and self._same(entry.title, title.strip()):
+                allowed = (entry.title if one == SELF else one for one in entry.requesters)
+                return not entry.requesters or any(self._same(one, requester.strip()) for one in allowed)
+        return True
 
     def _same(self, one: str, other: str) -> bool:
         """Compare AE titles; no character of a title is a wildcard."""

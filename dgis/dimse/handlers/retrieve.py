@@ -89,6 +89,11 @@ def move(operation: Operation, session: Session, services: Services, ae: GridAE)
     """Run one C-MOVE to its final response. Raises PeerGone."""
     title = operation.message.command.move_destination
     record = session.record
+    if not services.ae_table.may_move(record.calling, title):
+        record.unauthorised += 1
+        log.warning("not authorised", calling=record.calling, destination=title)
+        operation.finish(Answer(status.NOT_AUTHORISED, "this AE may not move to that destination"))
+        return
     destinations = services.destinations or Destinations(services.ae_table)
     caller = seen_now(record.calling, record.address, tls=record.tls, certificate=record.certificate)
     peers = destinations.find(title, caller)

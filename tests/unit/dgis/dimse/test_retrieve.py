@@ -26,6 +26,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 
+from dgis.dimse.ae import AeEntry
 from tests.unit.dgis.dimse.conftest import Edge
 from tests.unit.dgis.dimse.doubles import data_bytes, make_file
 
@@ -163,6 +164,30 @@ def test_bad_identifiers_are_a900(edge: Edge, receiver: Any, values: dict[str, A
 def test_unknown_destination_is_a801(edge: Edge) -> None:
     (status, _), *rest = _move(edge, _identifier(), destination="NOWHERE")
     assert status.Status == 0xA801 and "AE table" in status.ErrorComment and rest == []
+
+
+@pytest.mark.parametrize(
+    ("requesters", "allowed"),
+    [((), True), (("self",), False), (("VIEWER",), True), (("OTHER", "self"), False), (("OTHER", "VIEWER"), True)],
+)
+def test_who_may_move_to_a_destination(edge: Edge, receiver: Any, requesters: tuple[str, ...], allowed: bool) -> None:
+    entry = AeEntry(title="DEST", host="127.0.0.1", port=receiver().port, rights=("move",), requesters=requesters)
+    edge.table.put(entry)
+    (status, _), *_ = _move(edge, _identifier())
+    assert status.Status == (0x0000 if allowed else 0x0124)
+    edge.table.put(entry.model_copy(update={"title": "VIEWER", "requesters": ("self",)}))
+    assert _move(edge, _identifier(), destination="VIEWER")[-1][0].Status == 0
+
+
+def test_an_instance_asked_for_twice_is_sent_once(edge: Edge, tmp_path: Path, receiver: Any) -> None:
+    located = edge.retrieve.add(make_file(tmp_path / "in"))
+    dest = receiver()
+    edge.destination("DEST", dest.port)
+    uids = [located.instance_uid] * 3
+    identifier = _identifier(QueryRetrieveLevel="IMAGE", SeriesInstanceUID="1.2.3.1.1", SOPInstanceUID=uids)
+    status, _ = _move(edge, identifier)[-1]
+    assert status.Status == 0 and _counts(status) == (1, 0, 0) and len(dest.got) == 1
+    assert edge.retrieve.asked[0].instances == (located.instance_uid,)
 
 
 def test_unreachable_catalog_is_c001(edge: Edge, receiver: Any) -> None:
