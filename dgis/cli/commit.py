@@ -123,13 +123,16 @@ def check_command(
     references = _references(paths)
     if not references:
         raise click.ClickException("there are no instances below the given paths")
-    with _waiting(home, config, listen, wait) as waiting:
-        committed, failed = _ask(there, references, waiting)
+    with waiting_for_report(home, config, listen, wait) as waiting:
+        committed, failed = ask_for_commitment(there, references, waiting)
     _say(fmt, there, committed, failed)
     sys.exit(exit_code(ok=not failed, some=committed > 0))
 
 
-def _ask(there: Remote, references: list[Reference], waiting: Waiting) -> tuple[int, list[FailedReference]]:
+def ask_for_commitment(
+    there: Remote, references: list[Reference], waiting: Waiting
+) -> tuple[int, list[FailedReference]]:
+    """Ask in transactions that every SCP takes; return how many are committed, and the rest. Raises ClickException."""
     committed, failed = 0, list[FailedReference]()
     for start in range(0, len(references), MAX_REFERENCES):
         try:
@@ -142,7 +145,8 @@ def _ask(there: Remote, references: list[Reference], waiting: Waiting) -> tuple[
 
 
 @contextlib.contextmanager
-def _waiting(home: Path, config: Path | None, port: int | None, seconds: float) -> Iterator[Waiting]:
+def waiting_for_report(home: Path, config: Path | None, port: int | None, seconds: float) -> Iterator[Waiting]:
+    """Where reports may come: to this port, to the node's receivers, on the association that asks. Ctrl-C ends it."""
     with contextlib.ExitStack() as stack:
         listener = None
         if port is not None:

@@ -12,8 +12,11 @@ from typing import Any
 import click
 from rich.progress import Progress
 
+from dgis.cli.commit import REASONS, ask_for_commitment, waiting_for_report
 from dgis.cli.output import Format, console, format_option, notes, print_json, size, table
 from dgis.cli.peers import Interrupt, Remote, exit_code, progress_bar, remote, target_options
+from dgis.dimse.commit_scu import Waiting
+from dgis.dimse.commit_wire import Reference
 from dgis.dimse.outgoing import Outgoing
 from dgis.dimse.scu import StoreSender, outcome
 from dgis.dimse.status import meaning
@@ -24,7 +27,8 @@ _EXAMPLES = """\b
 Examples:
   dgis send DGIS --home grid /archive/phantoms
   dgis send ORTHANC@192.0.2.7:4242 /media/cdrom/DICOMDIR
-  dgis send PACS@192.0.2.7:104 study/*.dcm --aet CT1 --format json"""
+  dgis send PACS@192.0.2.7:104 study/*.dcm --aet CT1 --format json
+  dgis send DGIS --home grid /archive/phantoms --commit --wait 600"""
 
 
 @dataclass(slots=True)
@@ -33,11 +37,22 @@ class _Tally:
     size: int = 0
     warnings: list[tuple[Path, str]] = field(default_factory=list)
     failures: list[tuple[Path, str]] = field(default_factory=list)
+    committed: int | None = None  # None: not asked
+    uncommitted: list[tuple[str, str]] = field(default_factory=list)
+
+    def instances(self) -> list[Reference]:
+        """What was stored: (SOP class, SOP instance), each once."""
+        return list(dict.fromkeys((item.sop_class, item.instance) for item in self.sent))
 
 
 @click.command("send", epilog=_EXAMPLES)
 @target_options
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--commit", is_flag=True, help="Then ask TARGET for storage commitment of what it stored.")
+@click.option("--listen", type=click.IntRange(1, 65535), help="Take its report on this port (default: the node's).")
+@click.option(
+    "--wait", default=300.0, show_default=True, type=click.FloatRange(1, 86400), help="Seconds for the report."
+)
 @format_option
 def command(
     *,
@@ -48,12 +63,15 @@ def command(
     tls: bool,
     home: Path,
     config: Path | None,
+    commit: bool,
+    listen: int | None,
+    wait: float,
     fmt: Format,
 ) -> None:
     """Send every DICOM file of PATHS (files, folders, a DICOMDIR) to TARGET, byte for byte.
 
     TARGET is an AE title of the AE table, the node's own, or AET@HOST:PORT. Each file that was not stored is named
-    with the reason. Ctrl-C stops. Exit code 3: some files were not stored.
+    with the reason. Ctrl-C stops. Exit code 3: some files were not stored, or with --commit not committed.
     """
     there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     tally = _Tally()
@@ -64,8 +82,12 @@ def command(
             _send(there, items, bar, tally, interrupt)
     if not items and not tally.failures:
         raise click.ClickException("there are no files below the given paths")
-    _report(fmt, there, tally, time.monotonic() - started)
-    whole = not tally.failures and not interrupt.asked
+    seconds = time.monotonic() - started
+    if commit and tally.sent and not interrupt.asked:
+        with waiting_for_report(home, config, listen, wait) as waiting:
+            _commit(there, tally, waiting)
+    _report(fmt, there, tally, seconds)
+    whole = not tally.failures and not interrupt.asked and tally.committed in (None, len(tally.instances()))
     sys.exit(exit_code(ok=whole, some=bool(tally.sent)))
 
 
@@ -125,6 +147,17 @@ def _send_one(sender: StoreSender, item: Outgoing, tally: _Tally) -> None:
         tally.warnings.append((item.path, _reason(answer, sender.reason)))
 
 
+def _commit(there: Remote, tally: _Tally, waiting: Waiting) -> None:
+    """Ask for storage commitment; what is not committed, or not reported, is named."""
+    try:
+        tally.committed, failed = ask_for_commitment(there, tally.instances(), waiting)
+    except click.ClickException as error:
+        tally.committed = 0
+        tally.uncommitted = [("all", error.message)]
+    else:
+        tally.uncommitted = [(uid, f"{why:04X} {REASONS.get(why, '')}".strip()) for _, uid, why in failed]
+
+
 def _reason(answer: int | None, remark: str) -> str:
     if answer is None:
         return remark or "not delivered"
@@ -141,6 +174,7 @@ def _report(fmt: Format, there: Remote, tally: _Tally, seconds: float) -> None:
                 "seconds": round(seconds, 3),
                 "warnings": _pairs(tally.warnings),
                 "failures": _pairs(tally.failures),
+                **({} if tally.committed is None else _commitment(tally)),
             }
         )
         return
@@ -153,6 +187,17 @@ def _report(fmt: Format, there: Remote, tally: _Tally, seconds: float) -> None:
         markup=False,
         highlight=False,
     )
+    if tally.committed is not None:
+        if tally.uncommitted:
+            notes().print(table("Not committed", ("Instance", "Reason"), [[*pair] for pair in tally.uncommitted]))
+        console().print(f"{tally.committed} committed", highlight=False)
+
+
+def _commitment(tally: _Tally) -> dict[str, Any]:
+    return {
+        "committed": tally.committed,
+        "not_committed": [{"instance": uid, "reason": reason} for uid, reason in tally.uncommitted],
+    }
 
 
 def _pairs(pairs: list[tuple[Path, str]]) -> list[dict[str, Any]]:

@@ -194,6 +194,20 @@ def test_send_takes_a_dicomdir_and_names_what_a_peer_refuses(grid: Grid, folder:
     assert all("nothing answers there" in one["reason"] for one in json.loads(away.stdout)["failures"])
 
 
+def test_send_asks_for_commitment(grid: Grid, folder: Path) -> None:
+    paths = [str(image.path) for image in images(folder)[:4]]
+    grid.cli("ae", "add", "CAREFUL", "--rights", "echo,store,commit")
+    careful = ("--aet", "CAREFUL", "--commit", "--wait", "60", "--format", "json")
+    done = grid.cli("send", "DGIS", *paths, *careful, check=False)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["sent"], told["committed"], told["not_committed"]) == (0, 4, 4, []), done.stderr
+    grid.cli("ae", "add", "SENDER", "--rights", "echo,store")
+    done = grid.cli("send", "DGIS", *paths, "--aet", "SENDER", "--commit", "--format", "json", check=False)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["sent"], told["committed"]) == (3, 4, 0)
+    assert "may not commit" in told["not_committed"][0]["reason"]
+
+
 # --- against Orthanc -----------------------------------------------------------------------------------------------
 
 
