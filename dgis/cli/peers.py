@@ -93,7 +93,7 @@ def remote(target: str, *, home: Path, config: Path | None, aet: str, timeout: f
     elif "@" in target:
         raise click.UsageError(f"{target!r} is not AET@HOST:PORT, for example ORTHANC@192.0.2.7:4242")
     else:
-        peer = _from_table(target.strip(), home, config)
+        peer = _from_table(target.strip(), home, config, tls=tls)
     if tls:
         peer = replace(peer, tls=True)
     timeouts = Timeouts(connect=min(5.0, timeout), acse=min(20.0, timeout), dimse=timeout, send=timeout)
@@ -108,17 +108,19 @@ def _tls_caller(home: Path, config: Path | None) -> TlsCaller:
     return TlsCaller(dimse_identity(read_node(home, config)))
 
 
-def _from_table(title: str, home: Path, config: Path | None) -> PeerAddress:
+def _from_table(title: str, home: Path, config: Path | None, *, tls: bool) -> PeerAddress:
     peer = node_table(home, config).destination(title)
     if peer is not None:
         return peer
     node = read_node(home, config)
-    if title in (node.dgis.aet, *node.dimse.also_called):
-        host = node.dimse.host
-        return PeerAddress(title, {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), node.dimse.port)
-    raise click.UsageError(
-        f"{title} is not in the AE table, or without host and port (dgis ae list); or write {title}@HOST:PORT"
-    )
+    if title not in (node.dgis.aet, *node.dimse.also_called):
+        raise click.UsageError(
+            f"{title} is not in the AE table, or without host and port (dgis ae list); or write {title}@HOST:PORT"
+        )
+    listener = node.dimse_tls if tls else node.dimse
+    if listener is None:
+        raise click.UsageError(f"{title} has no DICOM TLS port: node.toml has no [dimse_tls]")
+    return PeerAddress(title, {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host), listener.port)
 
 
 def _own_title(home: Path, config: Path | None) -> str:

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Grid]:
-    with Grid(tmp_path_factory.mktemp("scu-grid") / "g") as running:
+    with Grid(tmp_path_factory.mktemp("scu-grid") / "g", options=("--tls-port", str(free_port()))) as running:
         done = running.cli("send", "DGIS", str(folder), "--format", "json", check=False)
         assert done.returncode == 3, done.stderr
         told = json.loads(done.stdout)
@@ -192,6 +192,17 @@ def test_send_takes_a_dicomdir_and_names_what_a_peer_refuses(grid: Grid, folder:
     away = bare("send", "DGIS@127.0.0.1:1", str(tmp_path / "medium"), "--format", "json")
     assert away.returncode == 1
     assert all("nothing answers there" in one["reason"] for one in json.loads(away.stdout)["failures"])
+
+
+def test_the_same_over_dicom_tls(grid: Grid, folder: Path, tmp_path: Path) -> None:
+    assert "answers in" in grid.cli("echo", "DGIS", "--tls").stdout
+    one = images(folder)[0]
+    grid.cli("get", "DGIS", "--tls", "--out", str(tmp_path), "-k", f"StudyInstanceUID={one.study_uid}")
+    assert len(list(tmp_path.iterdir())) == 8
+    wrong = grid.cli("echo", f"DGIS@127.0.0.1:{grid.port}", "--tls", check=False)
+    assert wrong.returncode == 1 and "TLS" in wrong.stdout
+    anonymous = bare("echo", f"DGIS@127.0.0.1:{grid.port}", "--tls")
+    assert anonymous.returncode == 2 and "node.toml" in anonymous.stderr
 
 
 def test_send_asks_for_commitment(grid: Grid, folder: Path) -> None:
