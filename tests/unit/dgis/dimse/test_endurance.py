@@ -110,10 +110,15 @@ class Strain:
             ENDS[number // 10 % len(ENDS)](sock)
 
     def many(self, count: int) -> None:
+        end = self.done + count
         with ThreadPoolExecutor(4) as pool:
-            for _ in pool.map(self.once, range(self.done, self.done + count)):
-                pass
-        self.done += count
+            while self.done < end:  # in portions: futures are memory too
+                portion = range(self.done, min(self.done + 100, end))
+                for _ in pool.map(self.once, portion):
+                    pass
+                self.done = portion.stop
+                self.edge.search.asked.clear()
+                self.edge.ingest.forgotten.clear()
 
 
 @dataclass
