@@ -23,7 +23,7 @@ from dgis.dimse.status import TABLE, kind_of
 from dgis.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dgis.transcode.plan import DECODABLE, LOSSY, NATIVE
 
-_TABLES = ("dgis", "dimse", "dimse_tls", "dimse_limits", "unknown_ae")
+_OTHER_TABLES = frozenset(("https", "identity", "catalog", "log", "user"))  # of node.toml, not about DICOM
 _SERVICES = {
     Service.ECHO: "Verification",
     Service.STORE: "Storage",
@@ -159,9 +159,9 @@ def _statuses(service: str) -> Iterator[StatusRow]:
 
 
 def _parameters(node: NodeConfig) -> Iterator[ParameterTable]:
-    for name in _TABLES:
+    for name in type(node).model_fields:
         table = getattr(node, name)
-        if table is not None:
+        if isinstance(table, BaseModel) and name not in _OTHER_TABLES:
             purpose = " ".join((type(table).__doc__ or "").split()).replace("``", "`")
             yield ParameterTable(name, purpose, tuple(_settings(table)))
 

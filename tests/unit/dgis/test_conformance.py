@@ -45,7 +45,7 @@ def test_the_statement_follows_the_configuration() -> None:
     text = markdown(statement(other, AeEntry(title="PIPE|*X*", host="h", port=104, rights=("store",))))
     for said in ("| AE title | OTHER |", "At most 77 matches", "match exactly", "must be given", "3 copies on storage"):
         assert said in text, said
-    assert r"| PIPE\|\*X\* | h | 104 | No | store |" in text
+    assert r"| PIPE\|\*X\* | h | 104 | No | store | the set of its query |" in text
     assert "may echo.\n" in text and "may echo when" not in text
 
 
