@@ -67,6 +67,7 @@ TABLE: Final = (
     Said(ASKED, IDENTIFIER_MISMATCH, "The identifier lacks its level or unique key, or has a value that cannot be one"),
     Said(ASKED, UNABLE_TO_PROCESS, "The identifier cannot be read or served"),
     Said(ASKED, CATALOG_UNREACHABLE, "A catalog did not answer: what was sent is true but may not be all"),
+    Said(RETRIEVE, MATCHES_NOT_COUNTED, "Out of resources: too many retrieves run"),
     Said(RETRIEVE, SUB_OPERATIONS_FAILED, "Every sub-operation failed"),
     Said(("move",), DESTINATION_UNKNOWN, "The move destination is not known"),
     Said(
@@ -79,8 +80,7 @@ TABLE: Final = (
     Said(COMMIT, NO_SUCH_CLASS, "Not the Storage Commitment Push Model"),
     Said(COMMIT, NO_SUCH_ACTION, "An action type other than 1"),
     Said(COMMIT, INVALID_ARGUMENT, "The action information names no transaction, or no instances"),
-    Said(COMMIT, RESOURCE_LIMITATION, "No room for another transaction now"),
-    Said(COMMIT, UNABLE_TO_PROCESS, "The action information is too large"),
+    Said(COMMIT, RESOURCE_LIMITATION, "No room for another transaction now, or too many instances in one"),
     Said(ASKED + COMMIT, SOP_CLASS_NOT_SUPPORTED, "The operation does not belong to the presentation context"),
     Said(STORE + ASKED + COMMIT, NOT_AUTHORISED, "This AE may not do that"),
     Said(EVERY, UNRECOGNISED_OPERATION, "An operation that is not offered"),
