@@ -8,6 +8,7 @@ import itertools
 import socket
 import threading
 import time
+from collections import deque
 from typing import Final
 
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -45,6 +46,7 @@ class GridServer:
         ]
         self._lock = threading.Lock()
         self._live: set[GridAssociation] = set()
+        self._leaving: deque[GridAssociation] = deque()  # had our last word, the peer has not closed yet
         self._numbers = itertools.count(1)
 
     def run(self) -> None:
@@ -116,8 +118,15 @@ class GridServer:
         return association
 
     def _gone(self, association: GridAssociation) -> None:
+        """An association is over. Its reading thread waits for the peer to close, but not too many of them do."""
         with self._lock:
             self._live.discard(association)
+            self._leaving.append(association)
+            while self._leaving and not self._leaving[0].dul.is_alive():
+                self._leaving.popleft()
+            surplus = self._leaving.popleft() if len(self._leaving) > self._limits.spare else None
+        if surplus is not None and (connection := surplus.dul.socket) is not None:
+            connection.hang_up()
 
     def _turn_away(self, arrived: Arrived) -> None:
         self._refused("too many associations", arrived.address[0])

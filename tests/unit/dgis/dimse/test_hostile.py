@@ -213,6 +213,23 @@ def test_limits_in_total_and_per_ae_are_said(make_edge: Callable[..., Edge]) -> 
     edge.echo()
 
 
+def test_the_rejected_that_do_not_go_hold_no_threads(make_edge: Callable[..., Edge]) -> None:
+    edge = make_edge(
+        limits=Limits(total=4, per_ae=4, artim=2.0, spare=5), timeouts=replace(SETTINGS.timeouts, close=20)
+    )
+    socks = [_connect(edge) for _ in range(60)]
+    for sock in socks:
+        sock.sendall(associate_rq(CONTEXTS, called="NOBODY"))
+        assert read_pdu(sock)[0] == REJECT
+    edge.echo()
+    deadline = time.monotonic() + 2
+    while threading.active_count() > 20:
+        assert time.monotonic() < deadline, threading.active_count()
+        time.sleep(0.02)
+    for sock in socks:
+        sock.close()
+
+
 def test_a_stalled_message_is_aborted(edge: Edge) -> None:
     with _associated(edge) as sock:
         sock.sendall(_p_data(_pdv(1, 1, ECHO[:10])))
