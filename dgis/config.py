@@ -141,13 +141,14 @@ class DimseLimitsConfig(Table):
     `waiting` connections may be open on each port before their A-ASSOCIATE-RQ, which must come within `artim` seconds,
     after a TLS handshake of at most `handshake`. `acse` is for negotiation and release, `dimse` for a response, `send`
     for a peer that takes no data, `stall` within a message, `network` between messages, `close` after the last PDU,
-    `connect` for our own associations.
+    `connect` for our own associations. `retrieves` run at once.
     """
 
     associations: int = Field(default=200, ge=1, le=10000)
     per_ae: int = Field(default=100, ge=1, le=10000)
     waiting: int = Field(default=256, ge=1, le=10000)
     artim: float = Field(default=10.0, gt=0, le=600)
+    retrieves: int = Field(default=64, ge=1, le=1000)
     handshake: float = Field(default=10.0, gt=0, le=600)
     connect: float = Field(default=10.0, gt=0, le=600)
     acse: float = Field(default=20.0, gt=0, le=600)

@@ -174,6 +174,7 @@ def dimse_settings(node: NodeConfig) -> DimseSettings:
             waiting=limits.waiting,
             artim=limits.artim,
             handshake=limits.handshake,
+            retrieves=limits.retrieves,
         ),
         timeouts=Timeouts(
             connect=limits.connect,

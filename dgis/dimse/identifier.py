@@ -9,7 +9,7 @@ from typing import Literal
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.tag import BaseTag
 
-from catalog.keys import HEADER_KEYS, MOMENTS, Key, Level, supported
+from catalog.keys import BY_KEYWORD, HEADER_KEYS, MOMENTS, Key, Level, supported
 from catalog.wire import LocateRequest, Match, PatientKey, Query
 from dgis.dimse.charset import Charset
 from dgis.dimse.negotiation import Extensions
@@ -145,9 +145,10 @@ class _Keys:
             self.asked.append(self._one(element, keyword))
 
     def _one(self, element: Element, keyword: str) -> AskedKey:
-        if keyword in self._known:
-            match = None if keyword in _NOT_MATCHED else match_of(element, keyword, self._charset)
+        if keyword not in _NOT_MATCHED and (keyword in self._known or keyword in BY_KEYWORD):
+            match = match_of(element, keyword, self._charset)  # attributes of lower levels are matched, not returned
             self.matches += [match] if match is not None else []
+        if keyword in self._known:
             self.wanted.append(keyword)
         elif keyword not in _ALWAYS_EMPTY:
             self.unsupported.append(keyword or f"{element.tag:08X}")
@@ -155,12 +156,12 @@ class _Keys:
 
     def _add_sequence(self, element: Element, keyword: str) -> None:
         """Match and return inside the item; a sequence without one asks for all of it (PS3.4 C.2.2.2.6)."""
-        inside = [key for key in HEADER_KEYS if key.path[0] == element.tag and key.keyword in self._known]
+        inside = [key for key in HEADER_KEYS if key.path[0] == element.tag]
         given = element.items() if inside else ()
-        if not inside:
+        if not any(key.keyword in self._known for key in inside) and not given:
             self.unsupported.append(keyword or f"{element.tag:08X}")
         items = [self._one(one, f"{keyword}.{keyword_for_tag(BaseTag(one.tag)) or one.tag}") for one in given]
-        items += [] if given else [self._whole(key) for key in inside]
+        items += [] if given else [self._whole(key) for key in inside if key.keyword in self._known]
         self.asked.append(AskedKey(element.tag, "SQ", keyword, tuple(sorted(items, key=lambda item: item.tag))))
 
     def _whole(self, key: Key) -> AskedKey:

@@ -42,7 +42,8 @@ class Limits:
     """How many peers one process serves; `spare` more may be in the middle of being refused.
 
     `waiting` connections may be open on each port that have not yet sent an A-ASSOCIATE-RQ, each for `artim` seconds;
-    on the TLS port the handshake has to be over in `handshake` seconds before.
+    on the TLS port the handshake has to be over in `handshake` seconds before. `retrieves` run at once, with their
+    threads and files each.
     """
 
     total: int = 200
@@ -51,3 +52,4 @@ class Limits:
     artim: float = 10.0
     handshake: float = 10.0
     spare: int = 64
+    retrieves: int = 64

@@ -185,10 +185,25 @@ class StoreSender:
             return None
         try:
             with self._adapter.adapted(item, context.transfer_syntax, cancelled=self._cancelled) as ready:
-                return self._deliver(association, context.id, ready)
+                return self._deliver(*self._still_open(association, context, ready), ready)
         except TranscodeError as error:
             self.reason = str(error)
             return None
+
+    def _still_open(
+        self, association: GridAssociation, context: Context, item: Outgoing
+    ) -> tuple[GridAssociation, int]:
+        """Return where to send now: a peer that did not wait for a conversion is asked for an association again."""
+        if not association.over.is_set() or self._cancelled():
+            return association, context.id
+        group = next((number for number, one in self._open.items() if one is association), None)
+        if group is not None:
+            del self._open[group]
+            again = self._association(group)
+            same = context_for(again.contexts.values(), item) if again is not None else None
+            if again is not None and same is not None and same.transfer_syntax == item.transfer_syntax:
+                return again, same.id
+        return association, context.id
 
     def _deliver(self, association: GridAssociation, context_id: int, item: Outgoing) -> int | None:
         self.reason = ""

@@ -47,6 +47,7 @@ class Dispatcher:
         self._called = {self._key(title) for title in (settings.aet, *settings.also_called)}
         self._lock = threading.Lock()
         self._slots: Counter[str] = Counter()
+        self._retrieving = threading.BoundedSemaphore(settings.limits.retrieves)
         self._pumps = Pumps()
 
     # --- admission -------------------------------------------------------------------------------------------------
@@ -243,14 +244,24 @@ class Dispatcher:
         field = operation.message.command.field
         if field == Field.C_FIND:
             find(operation, session, self._services, self._settings, self._pumps)
-        elif field == Field.C_MOVE:
-            move(operation, session, self._services, self._ae)
+        elif field in (Field.C_MOVE, Field.C_GET):
+            self._retrieve(operation, session)
         elif field == Field.N_ACTION and self._services.commitment is not None:
             commit(operation, session, self._services.commitment, self._services.ae_table, self._settings)
         elif field == Field.N_EVENT_REPORT and self._services.commit_answers is not None:
             take_event(operation, self._services.commit_answers)
-        else:
-            get(operation, session, self._services)
+
+    def _retrieve(self, operation: Operation, session: Session) -> None:
+        if not self._retrieving.acquire(blocking=False):
+            operation.finish(Answer(status.MATCHES_NOT_COUNTED, "too many retrieves are under way, try again"))
+            return
+        try:
+            if operation.message.command.field == Field.C_MOVE:
+                move(operation, session, self._services, self._ae)
+            else:
+                get(operation, session, self._services)
+        finally:
+            self._retrieving.release()
 
     def releasing(self, association: GridAssociation) -> None:
         """Findable by release: wait for the registration of what was stored, at most `settle` seconds."""

@@ -57,6 +57,16 @@ def pdu_length(pdu_type: int, length: int, *, max_pdu: int) -> int:
     return length
 
 
+def _receive(sock: socket.socket, room: memoryview) -> int:
+    """Read once; over TLS, which gives one record of 16 KiB at a time, as much as there is."""
+    count = sock.recv_into(room)
+    if isinstance(sock, ssl.SSLSocket):
+        with contextlib.suppress(OSError):  # nothing more now; what broke will be seen at the next read
+            while 0 < count < len(room) and (more := sock.recv_into(room[count:])):
+                count += more
+    return count
+
+
 class Wakeup:
     """A descriptor that another thread can make readable. Safe to set before `open` and after `close`."""
 
@@ -164,7 +174,7 @@ class GridSocket(AssociationSocket):
         return self._end > self._start
 
     def fill(self) -> bool:
-        """Read once without blocking; False when the peer has closed or the connection broke."""
+        """Read what there is without blocking; False when the peer has closed or the connection broke."""
         sock = self.socket
         if sock is None:
             return False
@@ -174,7 +184,7 @@ class GridSocket(AssociationSocket):
             self._make_room(len(self._buffer) - self._start + 1)
         try:
             with self._io_lock:
-                count = sock.recv_into(memoryview(self._buffer)[self._end :])
+                count = _receive(sock, memoryview(self._buffer)[self._end :])
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError):
             return True
         except OSError:

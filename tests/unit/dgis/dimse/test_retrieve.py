@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pynetdicom.sop_class import (
 )
 
 from dgis.dimse.ae import AeEntry
-from tests.unit.dgis.dimse.conftest import Edge
+from tests.unit.dgis.dimse.conftest import SETTINGS, Edge
 from tests.unit.dgis.dimse.doubles import data_bytes, make_file
 
 MOVE = StudyRootQueryRetrieveInformationModelMove
@@ -188,6 +189,24 @@ def test_an_instance_asked_for_twice_is_sent_once(edge: Edge, tmp_path: Path, re
     status, _ = _move(edge, identifier)[-1]
     assert status.Status == 0 and _counts(status) == (1, 0, 0) and len(dest.got) == 1
     assert edge.retrieve.asked[0].instances == (located.instance_uid,)
+
+
+def test_more_retrieves_than_allowed_are_a701(make_edge: Any, tmp_path: Path, receiver: Any) -> None:
+    edge: Edge = make_edge(limits=replace(SETTINGS.limits, retrieves=1))
+    edge.retrieve.add(make_file(tmp_path / "in"))
+    edge.retrieve.delay = 1.5
+    edge.destination("DEST", receiver().port)
+    first: list[Any] = []
+    slow = threading.Thread(target=lambda: first.extend(_move(edge, _identifier())))
+    slow.start()
+    while not edge.retrieve.asked:
+        time.sleep(0.01)
+    (status, _), *rest = _move(edge, _identifier())
+    assert (status.Status, rest) == (0xA701, []) and "retrieves" in status.ErrorComment
+    slow.join()
+    assert first[-1][0].Status == 0
+    edge.retrieve.delay = 0
+    assert _move(edge, _identifier())[-1][0].Status == 0
 
 
 def test_unreachable_catalog_is_c001(edge: Edge, receiver: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ from pynetdicom.sop_class import (
 
 from catalog.wire import Located
 from dgis import part10
+from dgis.dimse.limits import PeerAddress, Timeouts
+from dgis.dimse.outgoing import Adapter, Outgoing
+from dgis.dimse.runtime.entity import GridAE
+from dgis.dimse.scu import StoreSender
+from dgis.transcode.convert import Job
 from tests.helpers.dicomfiles import NEEDS_REAL, compressed
 from tests.helpers.grid import free_port
 from tests.unit.dgis.dimse.conftest import Edge
@@ -266,3 +271,39 @@ def test_a_move_destination_that_takes_one_syntax_only(edge: Edge, tmp_path: Pat
     assert [used for used, _ in got] == [syntax] * 3
     # Each stored syntax alone, then what it can be converted to.
     assert proposed == [[[EXPLICIT], [BIG], [JPEG2000], [IMPLICIT]]]
+
+
+class _Slowly:
+    """A converter that takes longer than the receiver waits."""
+
+    def convert(self, job: Job, *, cancelled: Callable[[], bool]) -> int:
+        time.sleep(1.5)
+        raw = Path(job.path).read_bytes()[job.offset : job.offset + job.length]
+        return Path(job.output).write_bytes(raw)
+
+
+def test_a_receiver_that_does_not_wait_for_a_conversion_is_asked_again(tmp_path: Path) -> None:
+    got: list[str] = []
+    ends: list[Any] = []
+
+    def store(event: Any) -> int:
+        got.append(event.context.transfer_syntax)
+        return 0
+
+    dest = AE("DEST")
+    dest.network_timeout = 0.4
+    dest.supported_contexts = [build_context(CTImageStorage, [IMPLICIT])]
+    handlers = [(evt.EVT_C_STORE, store), (evt.EVT_ABORTED, ends.append)]
+    server: Any = dest.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    path = make_file(tmp_path / "in")
+    size = path.stat().st_size
+    ae = GridAE("DGIS", timeouts=Timeouts(connect=2, acse=2, dimse=5, send=2, close=1))
+    sender = StoreSender(
+        ae, PeerAddress("DEST", "127.0.0.1", server.socket.getsockname()[1]), [(CTImageStorage, EXPLICIT)],
+        originator=None, cancelled=lambda: False, adapter=Adapter(_Slowly(), lambda: tmp_path),
+    )  # fmt: skip
+    item = Outgoing(CTImageStorage, "1.2.3", EXPLICIT, path, 132, size - 132)
+    assert [sender.send(item), sender.send(item)] == [0, 0]
+    sender.close()
+    server.shutdown()
+    assert got == [IMPLICIT] * 2 and ends, "the receiver gave up waiting at least once"
