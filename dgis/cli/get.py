@@ -30,7 +30,8 @@ from dgis.dimse.ask import Key, KeyMistake, Model, identifier
 from dgis.dimse.get_scu import FolderUser, Received, storage_proposals
 from dgis.dimse.query_scu import Ending, PeerRefused, PeerSilent, Row, open_asking
 
-_UIDS = (0x0020000D, 0x0020000E, 0x00080018)
+_BELOW_STUDY = (0x0020000E, 0x00080018)
+_ENOUGH = 20_000  # instances looked at to learn which kinds there are
 _EXAMPLES = """\b
 Examples:
   dgis get DGIS --home grid --out study -k StudyInstanceUID=1.2.3
@@ -119,7 +120,9 @@ def _inventory(there: Remote, model: Model, keys: tuple[Key, ...]) -> Iterator[t
     Asked by C-FIND at IMAGE level, and where the peer does not answer that, by SOP Classes in Study. Nothing when it
     says neither: then the usual classes are proposed.
     """
-    own = tuple(key for key in keys if key.path[0] in _UIDS)
+    own = tuple(key for key in keys if key.value)
+    if not own:  # a query for everything that an archive has is not asked by the way
+        return
     for level, columns in (
         ("IMAGE", ("SOPClassUID", "AvailableTransferSyntaxUID")),
         ("STUDY", ("SOPClassesInStudy", "")),
@@ -135,10 +138,12 @@ def _inventory(there: Remote, model: Model, keys: tuple[Key, ...]) -> Iterator[t
 
 
 def _rows(there: Remote, model: Model, level: str, keys: tuple[Key, ...]) -> Iterator[Row]:
-    kept = {key.path: key for key in keys if level == "IMAGE" or key.path[0] != 0x00080018}
+    kept = {key.path: key for key in keys if level == "IMAGE" or key.path[0] not in _BELOW_STUDY}
     try:
         with open_asking(there.ae, there.peer, model=model, service="find") as asking:
-            for _, row in asking.run(identifier(level, kept.values()), stop=lambda: False):
+            seen: list[None] = []
+            for _, row in asking.run(identifier(level, kept.values()), stop=lambda: len(seen) >= _ENOUGH):
+                seen.append(None)
                 yield row or {}
     except (PeerRefused, PeerSilent, KeyMistake):
         return

@@ -133,6 +133,22 @@ def test_get_brings_every_byte_back(grid: Grid, folder: Path, tmp_path: Path) ->
     assert json.loads(again.stdout)["completed"] == 1
 
 
+def test_a_patient_is_got_without_asking_for_the_whole_archive(grid: Grid, folder: Path, tmp_path: Path) -> None:
+    one = images(folder)[0]
+    patient = str(dcmread(one.path, stop_before_pixels=True).PatientID)
+    done = grid.cli("get", "DGIS", "--out", str(tmp_path / "p"), "--model", "patient", "-k", f"PatientID={patient}")
+    assert "8 files" in done.stdout
+    queries = [line for line in association_lines(grid) if "queries=1" in line or '"queries": 1' in line]
+    nothing = grid.cli("get", "DGIS", "--out", str(tmp_path / "n"), "--level", "study", "--model", "study", check=False)
+    assert nothing.returncode == 1 and "A900" in nothing.stderr
+    again = [line for line in association_lines(grid) if "queries=1" in line or '"queries": 1' in line]
+    assert len(again) == len(queries) > 0, "no query went out for a get that names nothing"
+
+
+def association_lines(grid: Grid) -> list[str]:
+    return [line for path in (grid.home / "log").iterdir() for line in path.read_text(errors="replace").splitlines()]
+
+
 def series_of(image: Image) -> str:
     return str(dcmread(image.path, stop_before_pixels=True).SeriesInstanceUID)
 

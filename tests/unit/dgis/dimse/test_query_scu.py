@@ -256,6 +256,30 @@ def test_get_writes_what_crossed_the_wire_under_safe_names(
     assert (out / "1.2.3.4.dcm").read_bytes()[found.data_set_offset :] == ask.encode(instance("1.2.3.4"), EXPLICIT_LE)
 
 
+def test_ctrl_c_ends_a_get_and_keeps_what_came(serve: Callable[..., int], tmp_path: Path) -> None:
+    def handle(event: Any) -> Iterator[Any]:
+        yield 500
+        for number in range(500):
+            if event.is_cancelled:
+                yield 0xFE00, None
+                return
+            yield 0xFF00, instance(f"1.2.3.{number}")
+            time.sleep(0.1)
+
+    port = serve((evt.EVT_C_GET, handle), STUDY_GET, CT)
+    keys = ("-k", "StudyInstanceUID=1.2", "--sop-class", "CTImageStorage", "--format", "json")
+    process = _dgis("get", f"PEER@127.0.0.1:{port}", "--out", str(tmp_path), *keys)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("*.dcm")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    told = json.loads(out)
+    assert (process.returncode, told["status"], told["cancelled"]) == (3, "FE00", True), err
+    assert len(told["files"]) == len(list(tmp_path.glob("*.dcm"))) == told["completed"] > 0
+    assert not list(tmp_path.glob(".incoming*"))
+
+
 def test_a_full_disk_fails_the_instance_and_not_the_retrieve(serve: Callable[..., int], tmp_path: Path) -> None:
     def handle(event: Any) -> Iterator[Any]:
         yield 1
