@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, FromClause, and_, false, or_, select
 
 from catalog.errors import UnsupportedQuery
 from catalog.header import number_text
-from catalog.keys import BY_KEYWORD, DERIVED, LEVELS, MOMENTS, STUDY_FROM_SERIES, Key, Level
+from catalog.keys import BY_KEYWORD, DERIVED, LEVELS, MOMENTS, Key, Level
 from catalog.prepare import name_groups
 from catalog.schema.tables import (
     instances,
@@ -43,6 +43,7 @@ class Matching:
     def __init__(self, database: Database, query: Query) -> None:
         self._database, self._query = database, query
         self.top = query.level  # the highest level whose table the conditions name
+        self._below: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
 
     def conditions(self) -> list[Condition]:
         """Build the conditions of all matches; universal ones give none.
@@ -50,7 +51,8 @@ class Matching:
         Raises:
             UnsupportedQuery: a match names an attribute that cannot be matched at this level.
         """
-        found = [self._one(match) for match in self._query.matches]
+        self._below = {level: [] for level in LEVELS}
+        found = [*(self._one(match) for match in self._query.matches), self._from_below()]
         return [condition for condition in found if condition is not None]
 
     def on_series(self, keyword: str) -> list[Condition]:
@@ -77,38 +79,38 @@ class Matching:
             raise UnsupportedQuery(f"{keyword[:64]} cannot be matched")
         if keyword == "PatientName":
             return self._patient_name(match)
-        if LEVELS.index(key.level) <= LEVELS.index(level):
-            self._reach(key.level)
-            return self._compare(TABLES[key.level].c[key.column], key, match)
-        if keyword in STUDY_FROM_SERIES or key.kind == "uid" or (level, key.level) == ("SERIES", "IMAGE"):
-            return self._below(key, match)
-        raise UnsupportedQuery(f"{keyword[:64]} cannot be matched at {level} level")
+        return self._at(key.level, self._compare(TABLES[key.level].c[key.column], key, match))
 
     def _moment(self, match: Match) -> Condition | None:
         """Match a date and its time as one moment (combined date-time matching, PS3.4 C.2.2.2.5)."""
         date_key, time_key = (BY_KEYWORD[name] for name in MOMENTS[match.keyword])
-        if LEVELS.index(date_key.level) > LEVELS.index(self._query.level):
-            raise UnsupportedQuery(f"{match.keyword} cannot be matched at {self._query.level} level")
-        self._reach(date_key.level)
-        table = TABLES[date_key.level]
-        return _moment_range(table.c[date_key.column], table.c[time_key.column], match.values)
+        columns = TABLES[date_key.level].c
+        condition = _moment_range(columns[date_key.column], columns[time_key.column], match.values)
+        return self._at(date_key.level, condition)
 
     def _reach(self, level: Level) -> None:
         if LEVELS.index(level) < LEVELS.index(self.top):
             self.top = level
 
-    def _below(self, key: Key, match: Match) -> Condition | None:
-        """Match by an attribute of a lower level: an entity matches when one below it does."""
-        condition = self._compare(TABLES[key.level].c[key.column], key, match)
-        if condition is None:
-            return None
-        at = key.level
-        while True:
-            parent = _PARENT_KEY[at]
-            at = LEVELS[LEVELS.index(at) - 1]
-            condition = TABLES[at].c.id.in_(select(parent).where(condition))
-            if at == self._query.level:
-                return condition
+    def _at(self, level: Level, condition: Condition | None) -> Condition | None:
+        """Put a condition on a level's table where it belongs; one on a lower level waits for `_from_below`."""
+        if LEVELS.index(level) <= LEVELS.index(self._query.level):
+            self._reach(level)
+            return condition
+        self._below[level] += [condition] if condition is not None else []
+        return None
+
+    def _from_below(self) -> Condition | None:
+        """An entity matches when one below it matches all that was asked of its level, and one below that, ...
+
+        Relational queries may combine keys of any level (PS3.4 C.4.1.2.2.1).
+        """
+        found: Condition | None = None
+        for level in reversed(LEVELS[LEVELS.index(self._query.level) + 1 :]):
+            conditions = [*self._below[level], *([] if found is None else [found])]
+            above = TABLES[LEVELS[LEVELS.index(level) - 1]]
+            found = above.c.id.in_(select(_PARENT_KEY[level]).where(*conditions)) if conditions else None
+        return found
 
     def _summary(self, match: Match) -> Condition | None:
         if self._query.level == "PATIENT":

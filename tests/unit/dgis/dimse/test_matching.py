@@ -194,3 +194,13 @@ def test_no_level_supports_what_its_identifier_cannot_name() -> None:
     for level in LEVELS:
         for keyword in supported(level):
             assert all(pydicom.datadict.tag_for_keyword(part) for part in keyword.split(".")), keyword
+
+
+def test_keys_of_lower_levels_are_matched_and_said_not_to_be_answered() -> None:
+    request = asked(QueryRetrieveLevel="STUDY", SeriesDescription="t1*", InstanceNumber="3", PatientID="")
+    assert {m.keyword for m in request.query.matches} == {"SeriesDescription", "InstanceNumber"}
+    assert set(request.unsupported) == {"SeriesDescription", "InstanceNumber"}
+    inside = [_item(ScheduledProcedureStepID="S1")]
+    request = asked(QueryRetrieveLevel="STUDY", RequestAttributesSequence=inside)
+    assert [m.keyword for m in request.query.matches] == ["RequestAttributesSequence.ScheduledProcedureStepID"]
+    assert request.unsupported
