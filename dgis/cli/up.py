@@ -71,6 +71,8 @@ def command(  # one parameter for each option of the contract in docs/operator.m
     options = GridOptions(home.absolute(), aet, port, peers, providers, workers, accept, tls_port, learn_ports)
     paths = Paths(options.home)
     paths.ready.unlink(missing_ok=True)
+    if tls_port == port:
+        raise click.UsageError("--tls-port must be another port than --port: plain and TLS have listeners of their own")
     for option, wanted in (("--port", port), ("--tls-port", tls_port)):
         if wanted and not localgrid.is_free(wanted):
             raise click.ClickException(

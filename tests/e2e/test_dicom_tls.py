@@ -271,3 +271,10 @@ def test_status_watches_the_listener_s_own_certificate_and_crls(site: Site, tmp_
     found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["certificates"]
     assert {"DICOM TLS", "CRLs", "CRLs of DICOM TLS"} <= {row["name"] for row in found}
     assert next(row["dn"] for row in found if row["name"] == "DICOM TLS") == str(edge.dn())
+
+
+def test_up_wants_two_ports(tmp_path: Path) -> None:
+    port = str(free_port())
+    command = [str(BIN / "dgis"), "up", "--home", str(tmp_path / "g"), "--port", port, "--tls-port", port]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "another port" in refused.stderr

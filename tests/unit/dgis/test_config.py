@@ -8,6 +8,8 @@ import pytest
 
 from certs.errors import ConfigError
 from dgis.config import load_node
+from dgis.dimse.users import hashed
+from dgis.node import dimse_settings
 
 WHOLE = """
 [dgis]
@@ -59,6 +61,18 @@ def test_a_tls_listener_shows_its_own_identity_or_the_node_s(tmp_path: Path) -> 
     assert (shown.cert, shown.key, shown.trust) == tuple(
         tmp_path / name for name in ("edge.cert.pem", "edge.key.pem", "hospital")
     )
+
+
+def test_limits_timeouts_and_users_reach_the_dimse_edge(tmp_path: Path) -> None:
+    limits = "[dimse_limits]\nassociations = 7\nper_ae = 3\nwaiting = 9\nartim = 2\nhandshake = 4\nnetwork = 60\n"
+    user = f'[[user]]\nname = "reading room"\npasscode = "{hashed(b"open sesame")}"\n'
+    switches = '[dimse]\nignore_title_case = true\nuser_identity = "check"\nmax_pdu = 65536\nalso_called = ["OLD"]\n'
+    node = load_node(write(tmp_path, WHOLE.replace("[dimse]\n", switches) + limits + user))
+    made = dimse_settings(node)
+    assert (made.limits.total, made.limits.per_ae, made.limits.waiting) == (7, 3, 9)
+    assert (made.limits.artim, made.limits.handshake, made.timeouts.idle) == (2, 4, 60)
+    assert (made.ignore_title_case, made.user_identity, made.max_pdu) == (True, "check", 65536)
+    assert made.also_called == ("OLD",) and list(made.users) == ["reading room"]
 
 
 @pytest.mark.parametrize(
