@@ -26,6 +26,7 @@ class Metrics:
     copy_failures: Counter
     fetches: Counter
     fetch_failures: Counter
+    conversions: Counter
     searches_incomplete: Counter
     replaced_characters: Counter
     rejected_objects: Gauge
@@ -57,6 +58,7 @@ def make_metrics(registry: CollectorRegistry | None = REGISTRY) -> Metrics:
         copy_failures=counter("copy_failures", "Failed copies, by storage element", "se"),
         fetches=counter("fetched_objects", "Objects brought for a retrieve, by source (spool, se)", "source"),
         fetch_failures=counter("fetch_failures", "Objects that no replica could give"),
+        conversions=counter("conversions", "Instances converted for a receiver, by outcome (done, failed)", "outcome"),
         searches_incomplete=counter("searches_incomplete", "Queries that a catalog did not answer in full"),
         replaced_characters=counter(
             "replaced_characters", "Characters that the character set fixed for a calling AE could not hold"

@@ -80,7 +80,7 @@ def learning_rules(node: NodeConfig) -> LearningRules:
     )
 
 
-def make_adapter(node: NodeConfig) -> Adapter | None:
+def make_adapter(node: NodeConfig, metrics: Metrics) -> Adapter | None:
     """What converts instances for receivers that do not take them as they are stored."""
     rules = node.transcoding
     if not rules.enabled:
@@ -88,7 +88,11 @@ def make_adapter(node: NodeConfig) -> Adapter | None:
     bounds = Bounds(frame=rules.frame, reserve=node.dgis.spool_reserve)
     limits = ConversionLimits(rules.workers, rules.stall, rules.total, rules.memory, bounds)
     scratch = ProcessDirectory(node.dgis.spool / "scratch")
-    return Adapter(Transcoder(limits), lambda: scratch.get().path)
+    return Adapter(
+        Transcoder(limits),
+        lambda: scratch.get().path,
+        ended=lambda outcome: metrics.conversions.labels(outcome=outcome).inc(),
+    )
 
 
 def open_spool(node: NodeConfig) -> Spool:
@@ -209,7 +213,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
         retrieve=Retrieve(catalog, sources, elements, metrics),
         ae_table=table,
         destinations=Destinations(table, learned_store(node), learning_rules(node)),
-        adapter=make_adapter(node),
+        adapter=make_adapter(node, metrics),
         commitment=CommitmentStore(node.dgis.spool),
         commit_answers=CommitAnswers(node.dgis.spool),
         replaced=metrics.replaced_characters.inc,

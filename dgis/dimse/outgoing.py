@@ -12,7 +12,7 @@ from typing import Protocol
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.negotiation import Context
 from dgis.transcode.convert import Job
-from dgis.transcode.errors import TranscodeError
+from dgis.transcode.errors import TranscodeCancelled, TranscodeError
 from dgis.transcode.plan import FALLBACKS, plan
 
 MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
@@ -52,9 +52,11 @@ class Converting(Protocol):
 class Adapter:
     """Converts instances to what a receiver takes. Thread-safe; its files lie in a scratch directory."""
 
-    def __init__(self, transcoder: Converting, scratch: Callable[[], Path]) -> None:
-        """`scratch` returns a directory of this process's own."""
-        self._transcoder, self._scratch = transcoder, scratch
+    def __init__(
+        self, transcoder: Converting, scratch: Callable[[], Path], *, ended: Callable[[str], object] = str
+    ) -> None:
+        """`scratch` returns a directory of this process's own; `ended` is told "done" or "failed" of each."""
+        self._transcoder, self._scratch, self._ended = transcoder, scratch, ended
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
@@ -69,10 +71,22 @@ class Adapter:
         target = self._scratch() / f"converted-{next(self._numbers):08d}"
         job = Job(str(item.path), item.offset, item.length, item.transfer_syntax, syntax, str(target))
         try:
-            length = self._transcoder.convert(job, cancelled=cancelled)
+            length = self._converted(job, cancelled)
             yield replace(item, transfer_syntax=syntax, path=target, offset=0, length=length)
         finally:
             target.unlink(missing_ok=True)
+
+
+    def _converted(self, job: Job, cancelled: Callable[[], bool]) -> int:
+        try:
+            length = self._transcoder.convert(job, cancelled=cancelled)
+        except TranscodeCancelled:
+            raise
+        except TranscodeError:
+            self._ended("failed")
+            raise
+        self._ended("done")
+        return length
 
 
 class _Nothing:

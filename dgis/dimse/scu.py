@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from dgis.dimse import command as dimse
 from dgis.dimse import status
-from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
+from dgis.dimse.command import CommandError, MoveOriginator
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message, Sink
 from dgis.dimse.negotiation import Context, Rejection, Request, Verdict
@@ -20,75 +19,11 @@ from dgis.dimse.refusal import refusal
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal
 from dgis.dimse.runtime.sockets import PeerGone
+from dgis.dimse.sending import SendCancelled, send_data_set
 from dgis.transcode.errors import TranscodeError
 
 _MAX_DEAD = 3  # associations lost one after the other before a destination is given up
 _RETRY_AFTER = (0.3, 0.9)  # a viewer may open its listener only when it has asked for the move
-
-
-class SendCancelled(Exception):
-    """The one who wanted the instance does not want it any more; the association was aborted in mid-message."""
-
-
-def send_data_set(
-    association: GridAssociation,
-    context_id: int,
-    request: bytes,
-    item: Outgoing,
-    *,
-    cancelled: Callable[[], bool] | None = None,
-) -> None:
-    """Write a C-STORE-RQ and its data set; memory holds one fragment.
-
-    Raises OSError before anything is sent when the file cannot be read; PeerGone when the association ends;
-    SendCancelled when `cancelled` came true (then the association has been aborted).
-    """
-    limit = association.peer_max_pdu
-    room = dimse.fragment_room(limit)
-    with item.path.open("rb", buffering=0) as stream:
-        if os.fstat(stream.fileno()).st_size < item.offset + item.length:
-            raise OSError("the file is shorter than the object")
-        stream.seek(item.offset)
-        with association.turn():
-            for pdu in dimse.p_data(context_id, request, is_command=True, max_pdu=limit):
-                association.write_in_turn(pdu)
-            if _write_file(association, context_id, stream.readinto, item.length, room, cancelled):
-                return
-    association.abort(block=False)  # outside the turn: an A-ABORT waits for it
-    raise SendCancelled
-
-
-def _write_file(
-    association: GridAssociation,
-    context_id: int,
-    readinto: Callable[[memoryview], int | None],
-    length: int,
-    room: int,
-    cancelled: Callable[[], bool] | None,
-) -> bool:
-    """Write the data set in fragments; False when it was cancelled or the file ended early, in mid-message."""
-    buffer = memoryview(bytearray(PDV_HEAD_LENGTH + min(room, max(length, 1))))
-    left = length
-    while True:
-        size = min(room, left)
-        if cancelled is not None and cancelled():
-            return False
-        if not _read_exactly(readinto, buffer[PDV_HEAD_LENGTH : PDV_HEAD_LENGTH + size]):
-            return False
-        left -= size
-        buffer[:PDV_HEAD_LENGTH] = dimse.pdv_head(context_id, size, is_command=False, last=left == 0)
-        association.write_in_turn(buffer[: PDV_HEAD_LENGTH + size])
-        if left == 0:
-            return True
-
-
-def _read_exactly(readinto: Callable[[memoryview], int | None], view: memoryview) -> bool:
-    while view:
-        count = readinto(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
 
 
 class NobodyServed:

@@ -21,7 +21,8 @@ from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.runtime.sockets import PeerGone
-from dgis.dimse.scu import StoreSender, comment_of, outcome, send_data_set
+from dgis.dimse.scu import StoreSender, comment_of, outcome
+from dgis.dimse.sending import send_data_set
 from dgis.dimse.services import Failed, Fetched, Plan, Services
 from dgis.dimse.values import IdentifierError
 from dgis.errors import RetrieveUnavailable
