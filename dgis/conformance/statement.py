@@ -120,7 +120,9 @@ def build(node: NodeConfig, settings: DimseSettings, remotes: tuple[AeEntry, ...
         offers=tuple(_offers()),
         storage=storage,
         identifier_syntaxes=facts.accepted_syntaxes(VERIFICATION),
-        storage_syntaxes=tuple(_out(one) for one in facts.accepted_syntaxes(storage[0].uid)),
+        storage_syntaxes=tuple(
+            _out(one, converting=node.transcoding.enabled) for one in facts.accepted_syntaxes(storage[0].uid)
+        ),
         native=tuple(Named(uid, facts.name_of(uid)) for uid in NATIVE),
         roles={title: facts.roles(classes[service][0].uid) for service, title in _SERVICES.items()},
         extended={title: facts.extended(classes[s][0].uid) for s, title in _SERVICES.items() if s in _QUERYING},
@@ -145,10 +147,10 @@ def _offers() -> Iterator[Offer]:
             yield Offer(title, one.name.removesuffix(" SOP Class"), one.uid, scu=one.uid in as_scu, scp=True)
 
 
-def _out(syntax: Named) -> OutSyntax:
-    if syntax.uid in NATIVE:
+def _out(syntax: Named, *, converting: bool) -> OutSyntax:
+    if converting and syntax.uid in NATIVE:
         return OutSyntax(syntax, "another uncompressed encoding")
-    if syntax.uid in DECODABLE:
+    if converting and syntax.uid in DECODABLE:
         return OutSyntax(syntax, "decompressed" + (" (the image stays marked as lossy)" if syntax.uid in LOSSY else ""))
     return OutSyntax(syntax, "not sent: the sub-operation fails")
 

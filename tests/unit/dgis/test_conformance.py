@@ -39,12 +39,15 @@ def test_the_statement_follows_the_configuration() -> None:
         update={
             "dgis": plain.dgis.model_copy(update={"aet": "OTHER", "copies": 3, "accept": "replicated"}),
             "dimse": plain.dimse.model_copy(update={"find_limit": 77, "names": "exact", "hierarchy": "strict"}),
+            "transcoding": plain.transcoding.model_copy(update={"enabled": False}),
             "unknown_ae": plain.unknown_ae.model_copy(update={"rights": ("echo",), "networks": ()}),
         }
     )
     text = markdown(statement(other, AeEntry(title="PIPE|*X*", host="h", port=104, rights=("store",))))
     for said in ("| AE title | OTHER |", "At most 77 matches", "match exactly", "must be given", "3 copies on storage"):
         assert said in text, said
+    assert "Nothing is converted" in text and "decompressed" not in text.split("### 8.2")[1]
+    assert "decompressed" in markdown(statement()).split("### 8.2")[1]
     assert r"| PIPE\|\*X\* | h | 104 | No | store | the set of its query |" in text
     assert "may echo.\n" in text and "may echo when" not in text
 
