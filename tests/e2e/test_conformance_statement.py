@@ -325,6 +325,19 @@ def test_a_key_that_is_not_listed_is_said_to_be_unsupported(grid: Grid, claims: 
     assert operation(grid, FIND, Field.C_FIND, ("StudyInstanceUID", ""))[0] == 0xFF00
 
 
+def test_every_character_set_that_is_named_is_spoken(grid: Grid, claims: Claims, stored: Dataset) -> None:
+    terms = re.findall(r"`([^`]+)`", claims.section("Support of character sets").split("\n\n")[1])
+    assert len(terms) > 30
+    with asking(grid) as one:
+        for term in terms:
+            (row,) = found(one, "STUDY", ("StudyInstanceUID", UIDS["StudyInstanceUID"]), ("SpecificCharacterSet", term))
+            assert row["SpecificCharacterSet"] == term
+        (row,) = found(one, "STUDY", ("StudyInstanceUID", UIDS["StudyInstanceUID"]))
+        assert row["SpecificCharacterSet"] == "ISO_IR 100"
+        (row,) = found(one, "STUDY", ("StudyInstanceUID", UIDS["StudyInstanceUID"]), ("SpecificCharacterSet", "NO_SET"))
+        assert row["SpecificCharacterSet"] == "ISO_IR 100", "a term that is not named is not understood"
+
+
 # --- statuses ------------------------------------------------------------------------------------------------------
 
 
