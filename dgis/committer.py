@@ -98,25 +98,27 @@ class Committer:
         self._backoffs: dict[str, Backoff] = {}
         self._busy: set[str] = set()
         self._pruned_at = float("-inf")
+        self._reading_seconds = 0.0
         self.shown = BoardCommitments()
 
     def run(self, stop: threading.Event) -> None:
         """Turn until `stop`."""
         while not stop.is_set():
-            began = time.monotonic()
             try:
                 self.turn()
             except Exception as error:  # noqa: BLE001 - the edge of this thread
                 log.error("storage commitment failed", error=type(error).__name__, reason=str(error)[:200])
                 self._errors.add("storage commitment", f"{type(error).__name__}: {error}")
-            # With very many transactions it turns more seldom: never more than a tenth of the time.
-            stop.wait(max(self._rules.turn, 10 * (time.monotonic() - began)))
+            # With very many transactions it looks more seldom: reading them never takes more than a tenth of the time.
+            stop.wait(max(self._rules.turn, 10 * self._reading_seconds))
 
     def turn(self) -> None:
         """Judge what is due, then start the reports that are due. Raises SpoolError."""
         # Before the transactions are read: whoever stops reporting one has closed it by then.
         held, busy = self._store.held(), frozenset(self._busy)
+        began = time.monotonic()
         transactions = self._store.open()
+        self._reading_seconds = min(time.monotonic() - began, 1.0)
         pending = [one for one in transactions if one.state == "pending"]
         self._judge(pending)
         judged = [one for one in transactions if one.state == "judged"]

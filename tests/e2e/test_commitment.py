@@ -28,6 +28,7 @@ from tests.unit.dgis.dimse.commitnode import Requester, Told, information, reque
 
 pytestmark = pytest.mark.xdist_group("commitment")
 COUNT = 40
+KILLS = 6  # a process that dies again and again is restarted ever later
 
 
 @dataclass
@@ -175,12 +176,12 @@ def test_kills_of_worker_and_receivers_lose_no_transaction(site: Site) -> None:
     asked: dict[str, tuple[str, str]] = {}
     deadline = time.monotonic() + 90
     pairs = itertools.cycle(site.references())
-    while len(asked) < 25 or len(killed) < 6:
+    while len(asked) < 25 or len(killed) < KILLS:
         assert time.monotonic() < deadline, f"{len(asked)} asked, {killed} killed"
         transaction, reference = generate_uid(), next(pairs)
         if _accepted(modality, information(transaction, [reference])):
             asked[transaction] = reference
-        time.sleep(0.05)
+        time.sleep(0.1)
     enough.set()
     killer.join()
     told: dict[str, Told] = {}
@@ -194,7 +195,7 @@ def test_kills_of_worker_and_receivers_lose_no_transaction(site: Site) -> None:
 def _kill(grid: Grid, enough: threading.Event, killed: list[str]) -> None:
     choice = random.Random(7)
     for role in itertools.cycle(("worker", "dimse")):
-        if enough.wait(choice.uniform(0.2, 0.8)):
+        if len(killed) == KILLS or enough.wait(choice.uniform(0.2, 0.8)):
             return
         victims = grid.processes().get(role, [])
         if victims:

@@ -85,7 +85,7 @@ class Requester:
         self._server.shutdown()
 
     def _take(self, event: Any, same: bool) -> tuple[int, None]:
-        information = event.event_information
+        information, answer = event.event_information, self.answer
         failed = {i.ReferencedSOPInstanceUID: i.FailureReason for i in information.get("FailedSOPSequence", [])}
         committed = [
             (str(i.ReferencedSOPClassUID), str(i.ReferencedSOPInstanceUID))
@@ -101,7 +101,7 @@ class Requester:
                 same,
             )
         )
-        return self.answer, None
+        return answer, None
 
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
