@@ -64,7 +64,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     files = library.make(place / "images")
     with Grid(place / "grid") as grid:
         sender = Viewer(title="MODALITY", called="DGIS", host="127.0.0.1", port=grid.port)
-        statuses = Counter(status for _, status in sender.store(images(place / "images")))
+        latest_first = images(place / "images")[::-1]
+        statuses = Counter(status for _, status in sender.store(latest_first))
         assert statuses == {0: len(files)}
         yield Archive(grid, files)
 
@@ -164,6 +165,12 @@ def check(client: Client, expected: dict[str, Dataset], *, syntaxes: set[str] | 
     for uid, got in client.received.items():
         assert syntaxes is None or library.syntax(got) in syntaxes
         assert library.same_pixels(got, expected[uid]), uid
+    order = [(one.SeriesInstanceUID, int(one.InstanceNumber)) for one in client.received.values()]
+    assert order == sorted(order, key=lambda pair: (first_of(order, pair[0]), pair[1])), "each series by InstanceNumber"
+
+
+def first_of(order: list[tuple[str, int]], series: str) -> int:
+    return next(index for index, (uid, _) in enumerate(order) if uid == series)
 
 
 def counts(final: Dataset) -> tuple[int, int, int]:
