@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -28,7 +29,7 @@ from dgis.cli.peers import (
     target_options,
 )
 from dgis.dimse.ask import Key, KeyMistake, Model, Value, identifier, keyword
-from dgis.dimse.query_scu import Ending, PeerSilent, Row, open_asking
+from dgis.dimse.query_scu import Asking, Ending, PeerSilent, Row, open_asking
 
 _PATIENT = ("PatientName", "PatientID")
 DEFAULT_KEYS = {
@@ -100,21 +101,25 @@ def command(
         raise click.UsageError(str(error)) from None
     rows: list[Row] = []
     with Interrupt() as interrupt, open_asking(there.ae, there.peer, model=model, service="find") as asking:
-        problem = ""
-        with progress_bar() as bar:
-            task = bar.add_task("matches", total=None)
-            try:
-                stop = _Stop(interrupt, rows, limit)
-                for _, row in asking.run(wanted, stop=stop):
-                    if row is not None and (limit is None or len(rows) < limit):
-                        rows.append(row)
-                        bar.update(task, completed=len(rows))
-            except PeerSilent as error:
-                problem = str(error)
-        ending = asking.ending
+        problem = _collect(asking, wanted, rows, _Stop(interrupt, rows, limit), limit)
+    ending = asking.ending
     _print(fmt, level, asked, rows, ending, problem)
     limited = limit is not None and len(rows) == limit and not interrupt.asked
     sys.exit(exit_code(ok=ending is not None and (ending.ok or limited), some=bool(rows)))
+
+
+def _collect(asking: Asking, wanted: Dataset, rows: list[Row], stop: _Stop, limit: int | None) -> str:
+    """Add the matches to `rows`; return why the answer is not whole, "" when a final response ended it."""
+    with progress_bar() as bar:
+        task = bar.add_task("matches", total=None)
+        try:
+            for _, row in asking.run(wanted, stop=stop):
+                if row is not None and (limit is None or len(rows) < limit):
+                    rows.append(row)
+                    bar.update(task, completed=len(rows))
+        except PeerSilent as error:
+            return str(error)
+    return ""
 
 
 class _Stop:

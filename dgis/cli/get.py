@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from pydicom.dataset import Dataset
 
 from dgis.cli.output import Format, console, format_option, notes, print_json, size
 from dgis.cli.peers import (
@@ -30,6 +31,7 @@ from dgis.dimse.ask import Key, KeyMistake, Model, identifier
 from dgis.dimse.get_scu import FolderUser, Received, storage_proposals
 from dgis.dimse.query_scu import Ending, PeerRefused, PeerSilent, Row, open_asking
 
+Kinds = list[tuple[str, str | None]]
 _BELOW_STUDY = (0x0020000E, 0x00080018)
 _ENOUGH = 20_000  # instances looked at to learn which kinds there are
 _EXAMPLES = """\b
@@ -76,15 +78,29 @@ def command(
     there = remote(target, home=home, config=config, aet=aet, timeout=timeout, tls=tls)
     wanted = retrieve_identifier(keys, level)
     out.mkdir(parents=True, exist_ok=True)
-    kinds: list[tuple[str, str | None]] = [(_class_uid(name), None) for name in sop_classes]
+    kinds: Kinds = [(_class_uid(name), None) for name in sop_classes]
     kinds = kinds or list(_inventory(there, model, keys))
-    arrived = threading.Lock()
+    got = _receive(there, model, wanted, kinds, out)
+    _report(fmt, out, got)
+    complete = got.ending is not None and got.ending.ok and not got.received.failures
+    sys.exit(exit_code(ok=complete, some=bool(got.received.files)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Got:
+    """What came, and how it ended: a final response, or why there is none."""
+
+    received: Received
+    ending: Ending | None
+    problem: str
+
+
+def _receive(there: Remote, model: Model, wanted: Dataset, kinds: Kinds, out: Path) -> _Got:
     with Interrupt() as interrupt, progress_bar() as bar:
         task = bar.add_task("receiving", total=None)
 
         def told(received: Received) -> None:
-            with arrived:
-                bar.update(task, completed=len(received.files) + len(received.failures))
+            bar.update(task, completed=len(received.files) + len(received.failures))
 
         user = FolderUser(out, told=told)
         problem = ""
@@ -97,10 +113,7 @@ def command(
                         bar.update(task, total=total_of(counts)[1])
             except PeerSilent as error:
                 problem = str(error)
-            ending = asking.ending
-    _report(fmt, out, user.received, ending, problem)
-    complete = ending is not None and ending.ok and not user.received.failures
-    sys.exit(exit_code(ok=complete, some=bool(user.received.files)))
+        return _Got(user.received, asking.ending, problem)
 
 
 def _class_uid(name: str) -> str:
@@ -153,7 +166,8 @@ def _texts(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-def _report(fmt: Format, out: Path, received: Received, ending: Ending | None, problem: str) -> None:
+def _report(fmt: Format, out: Path, got: _Got) -> None:
+    received, ending, problem = got.received, got.ending, got.problem
     refused = [{"instance": uid, "reason": reason} for uid, reason in received.failures]
     if fmt == "json":
         last = ending_json(ending, "get") if ending is not None else {"status": None, "comment": problem}
