@@ -315,13 +315,15 @@ def test_cancel_of_a_move_is_fe00_within_a_second(edge: Edge, tmp_path: Path, re
     for _ in range(50):
         edge.retrieve.add(make_file(tmp_path / "in"))
     edge.retrieve.delay = 0.1
-    edge.destination("DEST", receiver().port)
+    dest = receiver()
+    edge.destination("DEST", dest.port)
     ae = AE("VIEWER")
     ae.add_requested_context(MOVE)
     association = ae.associate("127.0.0.1", edge.port, ae_title="DGIS")
     answers = association.send_c_move(_identifier(), "DEST", MOVE, msg_id=3)
     next(answers)
-    time.sleep(0.35)
+    while len(dest.got) < 2:
+        time.sleep(0.01)
     started = time.monotonic()
     association.send_c_cancel(3, query_model=MOVE)
     *_, (final, _) = answers
