@@ -182,7 +182,7 @@ def test_two_hundred_idle_connections_cost_nothing_and_go(make_edge: Callable[..
     assert _closed(socks) >= 100  # the oldest were evicted
     for sock in socks[150:]:
         sock.send(b"\x01")  # a drip does not buy time
-    deadline = time.monotonic() + 4
+    deadline = time.monotonic() + 10
     while _closed(socks) < 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)

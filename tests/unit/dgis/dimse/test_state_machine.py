@@ -200,7 +200,7 @@ class _Acceptor:
 
     def _serve(self) -> None:
         with self._listener, self._listener.accept()[0] as sock:
-            sock.settimeout(5)
+            sock.settimeout(12)
             with contextlib.suppress(OSError):
                 for answer in self._script:
                     self.told.append(read_pdu(sock))
@@ -209,7 +209,7 @@ class _Acceptor:
                     self.told.append(read_pdu(sock))
 
     def kinds(self) -> list[int]:
-        self._thread.join(6)
+        self._thread.join(15)
         assert not self._thread.is_alive()
         return [kind for kind, _ in self.told]
 
@@ -223,7 +223,7 @@ def _ac() -> bytes:
 
 
 def _open(acceptor: _Acceptor) -> GridAssociation:
-    ae = GridAE("US", timeouts=Timeouts(connect=2, acse=2, dimse=2, send=2, close=1))
+    ae = GridAE("US", timeouts=Timeouts(connect=5, acse=8, dimse=5, send=5, close=1))
     peer = PeerAddress("PEER", "127.0.0.1", acceptor.port)
     return ae.open(peer, [Proposal(VERIFICATION, (IMPLICIT,))], user=NobodyServed())
 
@@ -246,7 +246,7 @@ def test_sta6_as_requestor(event: str) -> None:
         association.abort()
     elif event == "A-RELEASE-RQ":
         association.release()
-    association.dul.join(5)
+    association.dul.join(12)
     assert not association.dul.is_alive(), "the association never ended"
     assert acceptor.kinds()[-1] in ((ABORT, END) if event in ("A-ABORT", "A-RELEASE-RQ") else (ABORT,))
 
@@ -257,6 +257,6 @@ def test_release_collision() -> None:
     association = _open(acceptor)
     assert association.is_established
     association.release()
-    association.dul.join(5)
+    association.dul.join(12)
     assert not association.dul.is_alive()
     assert acceptor.kinds()[:2] == [1, RELEASE_RQ]
