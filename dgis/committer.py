@@ -18,7 +18,8 @@ from catalog.wire import Conflict, Located, LocateRequest
 from certs.log import get_log
 from dgis.backoff import Backoff
 from dgis.board import BoardCommitments, ErrorList
-from dgis.commitment import COMMITTED, CommitmentStore, Evidence, Known, ReportBy, Transaction, judge, overdue
+from dgis.commit_store import CommitmentStore
+from dgis.commitment import COMMITTED, Evidence, Known, ReportBy, Transaction, judge, overdue
 from dgis.errors import DamagedEntry
 from dgis.metrics import Metrics
 from dgis.spool import Spool

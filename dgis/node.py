@@ -23,7 +23,7 @@ from certs.https.session import GridSession
 from certs.log import get_log
 from dgis.board import Unreachable, read_board
 from dgis.commit_answers import CommitAnswers
-from dgis.commitment import CommitmentStore
+from dgis.commit_store import CommitmentStore
 from dgis.committer import CommitRules
 from dgis.config import NodeConfig
 from dgis.copier import CopyPlan

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from catalog.wire import MAX_BATCH, RegisterBatch, RegisterResult, ReplicaChange, StorageElement
 from dgis.board import Board, BoardCommitments, ErrorList
-from dgis.commitment import CommitmentStore
+from dgis.commit_store import CommitmentStore
 from dgis.committer import CommitCatalog, CommitRules, Committer, Reporter
 from dgis.copier import JOBS_KEPT, Copier, CopyPlan
 from dgis.disk import Lock

@@ -15,7 +15,8 @@ from dgis.cli.nodes import node_options, read_node
 from dgis.cli.output import Format, console, format_option, notes, print_json, print_rows, table
 from dgis.cli.peers import Interrupt, Remote, exit_code, remote, target_options
 from dgis.commit_answers import CommitAnswers
-from dgis.commitment import CommitmentStore, Transaction
+from dgis.commit_store import CommitmentStore
+from dgis.commitment import Transaction
 from dgis.dimse.commit_scu import MAX_REFERENCES, Waiting, request_commitment
 from dgis.dimse.commit_wire import FailedReference, Reference
 from dgis.dimse.query_scu import PeerRefused, PeerSilent

@@ -32,7 +32,7 @@ from dgis.cli.output import (
     size,
     table,
 )
-from dgis.commitment import CommitmentStore
+from dgis.commit_store import CommitmentStore
 from dgis.config import NodeConfig
 from dgis.spool import Spool
 

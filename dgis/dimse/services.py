@@ -45,7 +45,7 @@ class Ingest(Protocol):
 
 
 class Commitment(Protocol):
-    """Where storage commitment transactions are kept (`dgis.commitment.CommitmentStore`). Thread-safe."""
+    """Where storage commitment transactions are kept (`dgis.commit_store.CommitmentStore`). Thread-safe."""
 
     def accept(self, transaction: Transaction) -> bool:
         """Keep one durably. Raises TransactionConflict, TooManyTransactions, SpoolError."""

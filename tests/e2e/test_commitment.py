@@ -18,7 +18,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from dgis.commitment import CommitmentStore
+from dgis.commit_store import CommitmentStore
 from dgis.demo.images import Image
 from dgis.demo.viewer import Viewer
 from tests.helpers import orthanc

@@ -13,7 +13,7 @@ from dgis.dimse.ae import AeTable
 from dgis.dimse.command import Answer, Command, Field
 from dgis.dimse.commit_report import declined, report_message
 from dgis.dimse.commit_scu import take_report
-from dgis.dimse.commit_wire import REQUEST_COMMITMENT, WELL_KNOWN_INSTANCE, CommitmentError, read_request
+from dgis.dimse.commit_wire import REQUEST_COMMITMENT, WELL_KNOWN_INSTANCE, CommitmentError, Request, read_request
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.messages import Message
 from dgis.dimse.negotiation import STORAGE_COMMITMENT, Context
@@ -41,14 +41,7 @@ def commit(
     except CommitmentError as error:
         operation.finish(Answer(status.INVALID_ARGUMENT, str(error)))
         return
-    transaction = Transaction(
-        transaction_uid=request.transaction_uid,
-        ae=session.caller.title,
-        called_ae=session.record.called,
-        acting_for=session.acting_for,
-        received_ns=time.time_ns(),
-        references=request.references,
-    )
+    transaction = _transaction(request, session)
     reachable = table.destination(transaction.ae) is not None
     here = settings.commit_report != "new" or not reachable
     answer = _keep(transaction, commitment, here=here)
@@ -65,6 +58,17 @@ def commit(
     finally:
         if here and answer.status == status.SUCCESS:
             _wait_here(operation, session, commitment, transaction.key)
+
+
+def _transaction(request: Request, session: Session) -> Transaction:
+    return Transaction(
+        transaction_uid=request.transaction_uid,
+        ae=session.caller.title,
+        called_ae=session.record.called,
+        acting_for=session.acting_for,
+        received_ns=time.time_ns(),
+        references=request.references,
+    )
 
 
 def _out_of_place(command: Command) -> Answer | None:

@@ -23,7 +23,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from catalog.wire import Conflict, InstanceRecord, RawHeader, ReplicaRef
 from dgis.board import ErrorList
 from dgis.commit_answers import CommitAnswers
-from dgis.commitment import CommitmentStore
+from dgis.commit_store import CommitmentStore
 from dgis.committer import CommitRules, Committer
 from dgis.dimse.ae import AeEntry, AeTable, Right, UnknownAe
 from dgis.dimse.commit_report import EventReporter

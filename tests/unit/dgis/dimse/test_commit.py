@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
-from dgis.commitment import CommitmentStore, transaction_key
+from dgis.commit_store import CommitmentStore
+from dgis.commitment import transaction_key
 from dgis.dimse.serve import serve_dimse
 from dgis.dimse.services import Services
 from tests.helpers.objects import CT
