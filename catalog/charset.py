@@ -25,7 +25,7 @@ class CodeElement:
     def decode(self, raw: bytes) -> str:
         """Turn the one or two bytes of a character into it; raises UnicodeError."""
         if self.codec == "jis-roman":
-            return {0x5C: "\N{YEN SIGN}", 0x7E: "\N{OVERLINE}"}.get(raw[0], chr(raw[0]))
+            return "\N{OVERLINE}" if raw == b"~" else raw.decode("ascii")
         if self.double and not self.high:
             raw = bytes(byte | 0x80 for byte in raw)
         return (b"\x8f" + raw if self.codec == "jis-0212" else raw).decode(_PYTHON.get(self.codec, self.codec))
@@ -33,8 +33,8 @@ class CodeElement:
     def encode(self, char: str) -> bytes | None:
         """Turn a character into its bytes, None when it is not in this half."""
         if self.codec == "jis-roman":
-            back = {"\N{YEN SIGN}": b"\x5c", "\N{OVERLINE}": b"\x7e"}.get(char)
-            return back or (char.encode() if char.isascii() and char not in "\\~" else None)
+            # Its yen sign has the code of the backslash, which separates values: it cannot be written.
+            return b"~" if char == "\N{OVERLINE}" else char.encode() if char.isascii() and char not in "\\~" else None
         try:
             raw = char.encode(_PYTHON.get(self.codec, self.codec))
         except UnicodeError:
