@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -138,6 +140,33 @@ def check(folder: Path, expected: dict[str, Dataset], *, syntaxes: set[str] | No
     for uid, one in got.items():
         assert library.same_pixels(one, expected[uid]), uid
         assert syntaxes is None or library.syntax(one) in syntaxes
+
+
+# --- pynetdicom's own programs ---------------------------------------------------------------------------------------
+
+
+def app(site: Site, name: str, *args: str | Path) -> str:
+    """Run one of pynetdicom's applications as installed; what it says."""
+    argv = [sys.executable, "-m", "pynetdicom", name, "127.0.0.1", str(site.port(False)), *map(str, args)]
+    ends = ("-aet", "PYNETDICOM", "-aec", "DGIS", "-v")
+    done = subprocess.run([*argv, *ends], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_pynetdicom_s_programs(site: Site, tmp_path: Path) -> None:
+    study, expected = site.study()
+    port = free_port()
+    site.grid.cli("ae", "add", "PYNETDICOM", "--host", "127.0.0.1", "--port", str(port))
+    assert "0x0000" in app(site, "echoscu")
+    new = site.new(tmp_path)
+    assert app(site, "storescu", tmp_path / "new", "-r").count("0x0000") == 3 == site.found(new[0].study_uid)
+    keys = ("-S", "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}")
+    assert app(site, "findscu", *keys, "-k", "PatientName=").count("0xFF00") == 1
+    app(site, "getscu", *keys, "-od", tmp_path / "get")
+    app(site, "movescu", *keys, "-aem", "PYNETDICOM", "--store", "--store-port", str(port), "-od", tmp_path / "move")
+    for way in ("get", "move"):
+        check(tmp_path / way, expected)
 
 
 # --- Orthanc ---------------------------------------------------------------------------------------------------------
