@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydicom import dcmread
 from pydicom.fileset import FileSet
 
+from dgis.cli import cli
 from dgis.demo.images import Image
 from dgis.medium import open_instance
 from tests.helpers import dcmtk, orthanc
@@ -264,5 +266,5 @@ def test_all_five_against_orthanc(grid: Grid, folder: Path, tmp_path: Path) -> N
 
 def test_every_tool_has_examples() -> None:
     for name in ("echo", "find", "move", "get", "send", "conformance"):
-        text = bare(name, "--help").stdout
+        text = CliRunner().invoke(cli, [name, "--help"]).output
         assert "Example" in text and f"dgis {name} " in text.split("Example")[1], name
