@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("main_job",)
+NAMES = ("main_job", "find", "catalog_queries")
 
 
 def run(names: list[str]) -> int:

@@ -10,11 +10,12 @@ pip-installed one, or Debian's with DGIS_TEST_POSTGRESQL=debian.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from tests.helpers.catalogrecords import record
 FAMILY = ["Novák", "Dvořák", "Müller", "García", "Smith", "Rossi", "Łukasz", "Ångström", "Işık", "Yamada", "Wang"]
 GIVEN = ["Jan", "José", "Ann", "Zoé", "Björn", "Maria", "Tarou", "Li", "Anna", "Peter", "Eva", "Omar"]
 CHUNK = 20_000
+BATCHES = ((1, 50), (100, 20), (1000, 3))
+RESULTS = Path(__file__).parent / "results"
 
 
 def names(n: int) -> str:
@@ -174,13 +177,13 @@ def registration(store: Store, size: int, batches: int) -> float:
     return size * batches / (time.perf_counter() - began)
 
 
-def measure(name: str, url: str, total: int) -> None:
+def measure(name: str, url: str, total: int) -> dict[str, object]:
+    """Fill one database and time it; prints as it goes, returns the figures."""
     database = Database(url)
     store = Store(database, site="bench")
     store.migrate()
-    print(f"{name}, empty: register " + ", ".join(
-        f"{size} a batch: {registration(store, size, batches):.0f}/s"
-        for size, batches in ((1, 50), (100, 20), (1000, 3))))
+    empty = {size: registration(store, size, batches) for size, batches in BATCHES}
+    print(f"{name}, empty: register " + ", ".join(f"{size} a batch: {rate:.0f}/s" for size, rate in empty.items()))
     with database.writing() as connection:
         for table in reversed(tables.metadata.sorted_tables):
             if table.name != "catalog_state":
@@ -189,33 +192,41 @@ def measure(name: str, url: str, total: int) -> None:
     fill(database, total)
     print(f"{name}, {total} instances, filled in {time.monotonic() - began:.0f} s")
     print(f"  {'query':32} {'best ms':>9} {'worst ms':>9} {'rows':>6}")
+    times = []
     for label, query in queries(total):
         best, worst, count = timed(store, query)
+        times.append({"query": label, "best_ms": best, "worst_ms": worst, "rows": count})
         print(f"  {label:32} {best:9.2f} {worst:9.2f} {count:6}")
     began = time.perf_counter()
     uids = [f"1.2.840.9.8.{n}" for n in range(1, total, max(1, total // 5000))]
     found = sum(1 for _ in store.locate(LocateRequest(instances=tuple(uids))))
-    print(f"  locate {found} instances by UID: {(time.perf_counter() - began) * 1000:.0f} ms")
-    print("  register " + ", ".join(
-        f"{size} a batch: {registration(store, size + 1, batches):.0f}/s"
-        for size, batches in ((1, 50), (100, 20), (1000, 3))))
+    locate_ms = (time.perf_counter() - began) * 1000
+    print(f"  locate {found} instances by UID: {locate_ms:.0f} ms")
+    full = {size: registration(store, size + 1, batches) for size, batches in BATCHES}
+    print("  register " + ", ".join(f"{size} a batch: {rate:.0f}/s" for size, rate in full.items()))
     database.close()
+    return {"database": name, "instances": total, "queries": times, "located": found, "locate_ms": locate_ms,
+            "registered_per_second_empty": empty, "registered_per_second_full": full}
 
 
-def main() -> None:
+def main(argv: Sequence[str] = ()) -> None:
+    """Measure, print, write bench/results/catalog_queries.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=1_000_000)
     parser.add_argument("--databases", default="sqlite,postgresql")
     parser.add_argument("--keep", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    figures = []
     with ExitStack() as stack:
         home = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in arguments.databases.split(","):
             url = f"sqlite:///{home / 'bench.sqlite'}"
             if name == "postgresql":
                 url = stack.enter_context(postgresql(home)).fresh()
-            measure(name, url, arguments.instances)
+            figures.append(measure(name, url, arguments.instances))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "catalog_queries.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

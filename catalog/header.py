@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -13,12 +14,14 @@ from typing import BinaryIO
 from catalog.elements import DEFLATED, EXPLICIT_LE, Element, Encoding, Walker, Window, inflate
 from catalog.errors import HeaderError
 from catalog.keys import HEADER_KEYS, Key, Level
-from catalog.text import INDEXED_LENGTH, clean, decode, encodings_of, name_key
+from catalog.text import INDEXED_LENGTH, clean, decode, name_key, terms_of
 
 HEADER_CAP = 65536  # bytes of encoded elements that are registered
 _LONG_TEXT = 10240  # characters; LT's own limit (PS3.5 6.2)
 _CHARSET, _SOP_CLASS, _INSTANCE, _STUDY, _SERIES = 0x00080005, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
 _UNIQUE = (_SOP_CLASS, _INSTANCE, _STUDY, _SERIES)
+_OLD_DATE = re.compile(r"(\d{4})\.(\d{2})\.(\d{2})")
+_OLD_TIME = re.compile(r"\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?")
 _BINARY = {b"US": 2, b"UL": 4}
 
 Value = str | int | None
@@ -128,13 +131,13 @@ def columns(raw: bytes, syntax: str) -> Columns:
     """
     values = _values(raw, Encoding.of(syntax))
     charset = values.get((_CHARSET,))
-    encodings = encodings_of(charset[1] if charset else b"")
+    terms = terms_of(charset[1] if charset else b"")
     little = Encoding.of(syntax).little
     levels: dict[Level, dict[str, Value]] = {"PATIENT": {}, "STUDY": {}, "SERIES": {}, "IMAGE": {}}
     for key in HEADER_KEYS:
         found = values.get(key.path)
         target = levels[key.level]
-        value = None if found is None else _typed(key, found[0], found[1], encodings, little)
+        value = None if found is None else _typed(key, found[0], found[1], terms, little)
         target[key.column] = value
         if key.kind == "name":
             target[key.column + "_key"] = None if value is None else name_key(str(value))[:INDEXED_LENGTH]
@@ -172,17 +175,25 @@ def _first_item(sequence: Element, value: bytes, encoding: Encoding) -> _Found:
     return {(sequence.tag, one.tag): (one.vr, item[one.value : one.end]) for one in inner}
 
 
-def _typed(key: Key, vr: bytes, value: bytes, encodings: tuple[str, ...], little: bool) -> Value:
+def _typed(key: Key, vr: bytes, value: bytes, terms: tuple[str, ...], little: bool) -> Value:
     """Give the column's value, or None for an empty or unreadable one."""
     if key.kind == "count":
         return _count(key, vr, value, little)
     if key.kind == "uid":
         return clean(uid_text(value))[:INDEXED_LENGTH] or None
-    text = clean(decode(value, encodings))
+    text = clean(decode(value, terms, name=key.kind == "name"))
     if key.kind == "number":
         return number_text(text.split("\\", 1)[0]) or None
+    if key.column.endswith(("_date", "_time")) and not text.isdigit():
+        text = _modern(text)
     limit = _LONG_TEXT if key.column.endswith(("comments", "history")) else INDEXED_LENGTH
     return text[:limit].rstrip(" ") or None
+
+
+def _modern(text: str) -> str:
+    """Write a date or time of ACR-NEMA (2024.01.31, 10:15:30) as DICOM does (PS3.5 6.2)."""
+    date, time = _OLD_DATE.fullmatch(text), _OLD_TIME.fullmatch(text)
+    return "".join(date.groups()) if date else text.replace(":", "") if time else text
 
 
 def number_text(text: str) -> str:

@@ -13,7 +13,8 @@ LEVELS: tuple[Level, ...] = ("PATIENT", "STUDY", "SERIES", "IMAGE")
 class Key:
     """One attribute with a column of its own.
 
-    `path` holds the tags that lead to it; more than one means "in the first item of that sequence". A `multiple`
+    `path` holds the tags that lead to it; more than one means "in the first item of that sequence", and the keyword
+    is then SEQUENCE.ATTRIBUTE. A `multiple`
     value is kept as one string with backslashes. `name` columns have a second column, `<column>_key`, to match by.
     """
 
@@ -38,8 +39,10 @@ PATIENT_KEYS = _keys(
     ("PatientID", 0x00100020, "patient_id", "text", False),
     ("IssuerOfPatientID", 0x00100021, "issuer", "text", False),
     ("TypeOfPatientID", 0x00100022, "type_of_patient_id", "text", False),
-    ("UniversalEntityID", (0x00100024, 0x00400032), "issuer_universal_id", "text", False),
-    ("UniversalEntityIDType", (0x00100024, 0x00400033), "issuer_universal_type", "text", False),
+    ("IssuerOfPatientIDQualifiersSequence.UniversalEntityID", (0x00100024, 0x00400032), "issuer_universal_id", "text",
+     False),
+    ("IssuerOfPatientIDQualifiersSequence.UniversalEntityIDType", (0x00100024, 0x00400033), "issuer_universal_type",
+     "text", False),
     ("PatientBirthDate", 0x00100030, "birth_date", "text", False),
     ("PatientBirthTime", 0x00100032, "birth_time", "text", False),
     ("PatientSex", 0x00100040, "sex", "text", False),
@@ -55,7 +58,12 @@ STUDY_KEYS = _keys(
     ("StudyDate", 0x00080020, "study_date", "text", False),
     ("StudyTime", 0x00080030, "study_time", "text", False),
     ("AccessionNumber", 0x00080050, "accession_number", "text", False),
-    ("LocalNamespaceEntityID", (0x00080051, 0x00400031), "accession_issuer", "text", False),
+    ("IssuerOfAccessionNumberSequence.LocalNamespaceEntityID", (0x00080051, 0x00400031), "accession_issuer", "text",
+     False),
+    ("IssuerOfAccessionNumberSequence.UniversalEntityID", (0x00080051, 0x00400032), "accession_universal_id", "text",
+     False),
+    ("IssuerOfAccessionNumberSequence.UniversalEntityIDType", (0x00080051, 0x00400033), "accession_universal_type",
+     "text", False),
     ("StudyID", 0x00200010, "study_id", "text", False),
     ("StudyDescription", 0x00081030, "study_description", "text", False),
     ("ReferringPhysicianName", 0x00080090, "referring_physician", "name", False),
@@ -99,8 +107,10 @@ SERIES_KEYS = _keys(
     ("PerformedProcedureStepStartTime", 0x00400245, "step_time", "text", False),
     ("PerformedProcedureStepID", 0x00400253, "step_id", "text", False),
     ("PerformedProcedureStepDescription", 0x00400254, "step_description", "text", False),
-    ("RequestedProcedureID", (0x00400275, 0x00401001), "requested_procedure_id", "text", False),
-    ("ScheduledProcedureStepID", (0x00400275, 0x00400009), "scheduled_step_id", "text", False),
+    ("RequestAttributesSequence.RequestedProcedureID", (0x00400275, 0x00401001), "requested_procedure_id", "text",
+     False),
+    ("RequestAttributesSequence.ScheduledProcedureStepID", (0x00400275, 0x00400009), "scheduled_step_id", "text",
+     False),
 )
 
 IMAGE_KEYS = _keys(
@@ -153,6 +163,14 @@ STUDY_FROM_SERIES = frozenset(
     {"Modality", "BodyPartExamined", "InstitutionName", "PerformingPhysicianName", "StationName"}
 )
 SERIES_FROM_IMAGE = frozenset({"Rows", "Columns"})  # answered where every instance has the same value
+
+# A date and the time that belongs to it, matched as one moment where combined date-time matching was negotiated
+# (PS3.4 C.5.1.1): the keyword to match is "StudyDate+StudyTime", its values are dates followed by times.
+MOMENTS: dict[str, tuple[str, str]] = {
+    f"{name}Date+{name}Time": (f"{name}Date", f"{name}Time")
+    for name in ("PatientBirth", "Study", "Series", "PerformedProcedureStepStart", "Content", "Acquisition",
+                 "InstanceCreation", "PresentationCreation")
+}
 
 BY_KEYWORD: dict[str, Key] = {key.keyword: key for key in HEADER_KEYS}
 

@@ -4,40 +4,36 @@ from __future__ import annotations
 import unicodedata
 from functools import lru_cache
 
-from pydicom.charset import convert_encodings, decode_bytes
+from catalog.charset import is_defined, repertoire
 
 INDEXED_LENGTH = 512  # characters; a PostgreSQL index row holds 2704 bytes, and no legal value comes near
-_DELIMITERS = {0x5C, 0x5E, 0x3D, 0x09, 0x0A, 0x0C, 0x0D}
 _SPECIAL = str.maketrans({"ø": "o", "ł": "l", "ı": "i", "đ": "d", "ħ": "h", "æ": "ae", "œ": "oe", "þ": "th", "ð": "d"})
 
 
 @lru_cache(maxsize=256)
-def encodings_of(specific_character_set: bytes) -> tuple[str, ...]:
-    """Name the Python encodings of a (0008,0005) value; what is unknown becomes the default repertoire."""
+def terms_of(specific_character_set: bytes) -> tuple[str, ...]:
+    """Split a (0008,0005) value into its terms, unknown ones left out."""
     terms = [term.strip(" \0") for term in specific_character_set.decode("ascii", "replace").split("\\")]
-    try:
-        return tuple(convert_encodings(terms))
-    except (LookupError, ValueError):
-        return ("iso8859",)
+    return tuple(term for n, term in enumerate(terms) if is_defined(term) and (term or n == 0))
 
 
-def decode(value: bytes, encodings: tuple[str, ...]) -> str:
+def decode(value: bytes, terms: tuple[str, ...], *, name: bool = False) -> str:
     """Decode a whole value (backslashes included); bytes outside the declared set are UTF-8, else Windows.
 
     Decoding comes before splitting because multi-byte sets may hold 0x5C inside a character.
     """
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii")
-    if b"\x1b" in value:
-        try:
-            return decode_bytes(value, encodings, _DELIMITERS)
-        except (LookupError, ValueError):
+    try:
+        return repertoire(terms).decode(value, name=name)
+    except UnicodeError:
+        if b"\x1b" in value:
             return value.decode("latin-1")
-    declared = "utf-8" if encodings[0] in ("iso8859", "ascii") else encodings[0]
-    for encoding in (declared, "utf-8", "cp1252"):  # the last: what undeclared bytes most often are
+    kanji = ("shift_jis",) if terms[:1] == ("ISO_IR 13",) else ()  # declared so by old Japanese devices
+    for encoding in (*kanji, "utf-8", "cp1252"):  # the last: what undeclared bytes most often are
         try:
             return value.decode(encoding)
-        except (LookupError, ValueError):
+        except UnicodeError:
             continue
     return value.decode("latin-1")
 

@@ -127,7 +127,10 @@ class RegisterReply(Wire):
 
 
 class Match(Wire):
-    """One matching key. `values` of a range are (low, high), "" is open; of "in" any number; else one."""
+    """One matching key. `values` of a range are (low, high), "" is open; else any number, of which one must match.
+
+    An attribute inside a sequence is SEQUENCE.ATTRIBUTE; "StudyDate+StudyTime" ranges over both as one moment.
+    """
 
     keyword: str
     op: Literal["eq", "wild", "range", "in"]
@@ -138,7 +141,8 @@ class Query(Wire):
     """A query at one level: matches are joined by AND, `keys` are the keywords wanted back.
 
     `unreachable` names storage elements that the caller cannot reach now: an entity with an instance whose only
-    copies are there has InstanceAvailability OFFLINE, every other one ONLINE.
+    copies are there has InstanceAvailability OFFLINE. `near` names the places at hand: one with an instance that has
+    no copy there is NEARLINE. Every other one is ONLINE, and nothing is NEARLINE when no place is named.
     """
 
     level: Level
@@ -147,6 +151,7 @@ class Query(Wire):
     limit: int | None = Field(default=None, ge=0, le=2**31)
     names: Literal["insensitive", "exact"] = "insensitive"
     unreachable: tuple[str, ...] = Field(default=(), max_length=10_000)
+    near: tuple[str, ...] = Field(default=(), max_length=10_000)
 
 
 class PatientKey(Wire):

@@ -11,12 +11,14 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from cryptography import x509
 
 from certs.config import IdentityConfig
 from certs.credential import Credential
+from certs.dn import DN
 from certs.errors import CredentialError, TrustError
 from certs.files import signature_of
 from certs.gridmap import Gridmap
@@ -29,6 +31,26 @@ log = get_log()
 Side = Literal["server", "client"]
 
 
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How a kind of connection differs from the grid's own, which the defaults describe.
+
+    ``ciphers`` limits TLS 1.2 (OpenSSL's list form). Without ``peer_required`` a server admits clients that show no
+    certificate; one that is shown must be good. ``host_name``: a client checks that the server's certificate names the
+    host.
+    """
+
+    ciphers: str = ""
+    peer_required: bool = True
+    host_name: bool = True
+
+
+GRID = Profile()
+# PS3.15 B.12 refers to BCP 195 (RFC 9325 section 4.2): forward secrecy and authenticated encryption only. DHE is left
+# out: RFC 9325 advises against it, and clients that know it know ECDHE as well.
+DICOM_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
 class ReloadingContext:
     """An SSL context that stays current.
 
@@ -36,14 +58,15 @@ class ReloadingContext:
     listener (each handshake gets the newest material); on the client side ``refresh`` replaces it.
     """
 
-    def __init__(self, identity: IdentityConfig, side: Side, trust: Trust) -> None:
+    def __init__(self, identity: IdentityConfig, side: Side, trust: Trust, profile: Profile = GRID) -> None:
+        self._profile = profile
         self.credential = Credential(identity.cert, identity.key)
         self.credential.check()
         self.trust = trust
         self._side: Side = side
         self._lock = threading.Lock()
         self._seen = self._signature()
-        self._current = _build(self.credential, trust, side)
+        self._current = _build(self.credential, trust, side, profile)
         self.context: ssl.SSLContext = self._current
         if side == "server":
             listener = _Listener(ssl.PROTOCOL_TLS_SERVER)
@@ -62,7 +85,7 @@ class ReloadingContext:
             self._seen = seen
             try:
                 self.credential.check()
-                self._current = _build(self.credential, self.trust, self._side)
+                self._current = _build(self.credential, self.trust, self._side, self._profile)
             except (CredentialError, TrustError) as error:
                 log.error("tls_reload_failed", reason=str(error))
                 return False
@@ -76,7 +99,7 @@ class ReloadingContext:
 
     def _fresh(self) -> ssl.SSLContext:
         """Make the context of one connection: flags only, the handshake switches it to the newest material."""
-        bare = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        bare = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._profile)
         bare.sni_callback = self._switch
         bare.sslobject_class = _ServerObject
         return bare
@@ -146,20 +169,43 @@ class _ServerObject(ssl.SSLObject):
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "sending the alert") from error
 
 
-def server_context(identity: IdentityConfig, *, trust: Trust | None = None) -> ReloadingContext:
+def server_context(
+    identity: IdentityConfig, *, trust: Trust | None = None, profile: Profile = GRID
+) -> ReloadingContext:
     """Build the server side: client certificate required, RFC 3820 proxies accepted.
 
     Raises CredentialError or TrustError. A missing or stale CRL does not stop the start; it refuses every peer.
     """
-    made = ReloadingContext(identity, "server", trust or Trust(identity.trust))
+    made = ReloadingContext(identity, "server", trust or Trust(identity.trust), profile)
     for problem in made.trust.problems():
         log.error("peers_will_be_refused", reason=problem)
     return made
 
 
-def client_context(identity: IdentityConfig, *, trust: Trust | None = None) -> ReloadingContext:
+def client_context(
+    identity: IdentityConfig, *, trust: Trust | None = None, profile: Profile = GRID
+) -> ReloadingContext:
     """Build the client side: our certificate, the server's host name and revocation checked, grid CAs only."""
-    return ReloadingContext(identity, "client", trust or Trust(identity.trust))
+    return ReloadingContext(identity, "client", trust or Trust(identity.trust), profile)
+
+
+def dn_of(connection: ssl.SSLObject | ssl.SSLSocket, trust: Trust) -> DN | None:
+    """Return the DN of the peer's end-entity certificate, None when it showed none.
+
+    Raises TrustError when the chain is refused by now.
+    """
+    if connection.getpeercert(binary_form=True) is None:
+        return None
+    return _admitted(connection, trust).dn
+
+
+def _admitted(connection: ssl.SSLObject | ssl.SSLSocket, trust: Trust) -> VerifiedChain:
+    chain = chain_of(connection)
+    trust.reload_if_changed()
+    refusal = trust.refusal(chain)
+    if refusal is not None:
+        raise TrustError((refusal,))
+    return chain
 
 
 def chain_of(connection: ssl.SSLObject | ssl.SSLSocket) -> VerifiedChain:
@@ -178,12 +224,7 @@ def peer_of(connection: ssl.SSLObject | ssl.SSLSocket, gridmap: Gridmap, trust: 
 
     Raises TrustError when the chain is refused by now.
     """
-    chain = chain_of(connection)
-    trust.reload_if_changed()
-    refusal = trust.refusal(chain)
-    if refusal is not None:
-        raise TrustError((refusal,))
-    return peer_of_chain(chain, gridmap)
+    return peer_of_chain(_admitted(connection, trust), gridmap)
 
 
 def peer_of_chain(chain: VerifiedChain, gridmap: Gridmap) -> Peer:
@@ -206,10 +247,13 @@ def describe(error: ssl.SSLError) -> str:
     return (error.reason or type(error).__name__).replace("_", " ").lower()
 
 
-def _strict(context: ssl.SSLContext) -> ssl.SSLContext:
+def _strict(context: ssl.SSLContext, profile: Profile) -> ssl.SSLContext:
     """Set what every context has: TLS 1.2 or newer, a peer certificate, CRLs of the whole chain, no resumption."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.check_hostname = context.protocol == ssl.PROTOCOL_TLS_CLIENT and profile.host_name
+    context.verify_mode = ssl.CERT_REQUIRED if profile.peer_required else ssl.CERT_OPTIONAL
+    if profile.ciphers:
+        context.set_ciphers(profile.ciphers)
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     if context.protocol == ssl.PROTOCOL_TLS_SERVER:
@@ -218,8 +262,9 @@ def _strict(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def _build(credential: Credential, trust: Trust, side: Side) -> ssl.SSLContext:
-    context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT))
+def _build(credential: Credential, trust: Trust, side: Side, profile: Profile) -> ssl.SSLContext:
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT)
+    context = _strict(bare, profile)
     try:
         context.load_cert_chain(credential.cert, credential.key)
         for path in trust.files():

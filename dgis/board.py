@@ -58,6 +58,14 @@ class BoardError(_Part):
     count: int = 1
 
 
+class BoardCommitments(_Part):
+    """Storage commitment transactions: not yet judged, and judged but not yet reported."""
+
+    pending: int = 0
+    unreported: int = 0
+    oldest_seconds: float = 0.0
+
+
 class Board(_Part):
     """The whole board. Unknown fields are passed over: reader and writer may differ by a version."""
 
@@ -69,6 +77,7 @@ class Board(_Part):
     backlog: BoardBacklog = BoardBacklog()
     rejected: int = 0
     damaged: int = 0
+    commitments: BoardCommitments = BoardCommitments()
     elements: tuple[BoardElement, ...] = ()
     unreachable: tuple[str, ...] = ()
     errors: tuple[BoardError, ...] = ()

@@ -57,6 +57,8 @@ class DgisConfig(Table):
 
     `copies` verified replicas are made of every object; `accept` says whether Success means safe in the spool or on
     that many storage elements (then at most `accept_timeout` seconds later). `workers` is the number of receivers.
+    Storage commitment: what has not `copies` after `commit_timeout` seconds is reported failed, an instance that nobody
+    knows after `commit_grace`; `commit_report` says on which association, tried again for `commit_retry` seconds.
     """
 
     aet: AeTitle
@@ -73,6 +75,10 @@ class DgisConfig(Table):
     spool_limit: Size | None = None
     spool_reserve: Size = 256 * 10**6
     settle: float = Field(default=2.0, ge=0, le=60)
+    commit_timeout: float = Field(default=3600.0, gt=0, le=30 * 86400)
+    commit_grace: float = Field(default=10.0, ge=0, le=3600)
+    commit_report: Literal["new", "same", "same_then_new"] = "new"
+    commit_retry: float = Field(default=86400.0, gt=0, le=30 * 86400)
 
     @property
     def default_issuer(self) -> str:
@@ -81,14 +87,86 @@ class DgisConfig(Table):
 
 
 class DimseConfig(Table):
-    """`[dimse]`: the local side. `also_called` lists further AE titles that this node answers to."""
+    """`[dimse]`: the local side. `also_called` lists further AE titles that this node answers to.
+
+    AE titles are compared without the spaces around them, and without case with `ignore_title_case`. `user_identity`:
+    "accept" takes a user identity (PS3.7 D.3.3.7) as a claim, "check" wants a passcode that is sent to be right,
+    "require" wants username and passcode of every association; `[[user]]` names them.
+
+    A C-FIND: `names` "insensitive" finds person names whatever their case and accents, "exact" only as written (PS3.4
+    C.2.2.2.1 leaves both open). `hierarchy` "strict" refuses a query that lacks a unique key of an upper level and did
+    not negotiate relational queries; "lenient" answers it. `find_limit` answers at most, A700 says when there are more.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=11112, ge=0, le=65535)
     accept_any_called: bool = False
     also_called: tuple[AeTitle, ...] = ()
+    ignore_title_case: bool = False
+    user_identity: Literal["accept", "check", "require"] = "accept"
+    max_pdu: int = Field(default=131072, ge=4096, le=131072)
     find_limit: int | None = Field(default=None, ge=1)
     names: Literal["insensitive", "exact"] = "insensitive"
+    hierarchy: Literal["lenient", "strict"] = "lenient"
+
+
+class DimseTlsConfig(Table):
+    """`[dimse_tls]`: a DICOM TLS listener beside the plain one (PS3.15 B.12), there when the table is.
+
+    It shows `cert` with `key` and believes in `trust`, or the node's identity where they are not given. Without a
+    client certificate there is no association unless `client_certificate` is "optional".
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=2762, ge=0, le=65535)
+    cert: ConfigPath | None = None
+    key: ConfigPath | None = None
+    trust: ConfigPath | None = None
+    client_certificate: Literal["required", "optional"] = "required"
+
+    @model_validator(mode="after")
+    def _a_pair(self) -> DimseTlsConfig:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together: give both, or neither")
+        return self
+
+    def identity(self, node: IdentityConfig) -> IdentityConfig:
+        """What the listener shows and trusts."""
+        return IdentityConfig(cert=self.cert or node.cert, key=self.key or node.key, trust=self.trust or node.trust)
+
+
+class DimseLimitsConfig(Table):
+    """`[dimse_limits]`: how many peers each receiver serves, and how many seconds each way of waiting may last.
+
+    `waiting` connections may be open on each port before their A-ASSOCIATE-RQ, which must come within `artim` seconds,
+    after a TLS handshake of at most `handshake`. `acse` is for negotiation and release, `dimse` for a response, `send`
+    for a peer that takes no data, `stall` within a message, `network` between messages, `close` after the last PDU,
+    `connect` for our own associations. `retrieves` run at once.
+    """
+
+    associations: int = Field(default=200, ge=1, le=10000)
+    per_ae: int = Field(default=100, ge=1, le=10000)
+    waiting: int = Field(default=256, ge=1, le=10000)
+    artim: float = Field(default=10.0, gt=0, le=600)
+    retrieves: int = Field(default=64, ge=1, le=1000)
+    handshake: float = Field(default=10.0, gt=0, le=600)
+    connect: float = Field(default=10.0, gt=0, le=600)
+    acse: float = Field(default=20.0, gt=0, le=600)
+    dimse: float = Field(default=60.0, gt=0, le=3600)
+    send: float = Field(default=60.0, gt=0, le=3600)
+    stall: float = Field(default=60.0, gt=0, le=3600)
+    network: float = Field(default=900.0, gt=0, le=86400)
+    close: float = Field(default=3.0, gt=0, le=60)
+
+
+_PASSCODE = r"^scrypt\$\d{1,8}\$\d{1,3}\$\d{1,3}\$[A-Za-z0-9+/=]{16,128}\$[A-Za-z0-9+/=]{16,128}$"
+
+
+class UserConfig(Table):
+    """`[[user]]`: a user that associates with a passcode; `dgis ae passcode` writes the hash."""
+
+    name: str = Field(min_length=1, max_length=64)
+    passcode: str = Field(pattern=_PASSCODE)
 
 
 class CatalogConfig(Table):
@@ -104,21 +182,67 @@ class UnknownAeConfig(Table):
     networks: tuple[Network, ...] = ()
 
 
+class TranscodingConfig(Table):
+    """`[transcoding]`: converting instances for receivers that do not take their transfer syntax.
+
+    `workers` processes a receiver, each with `memory` of address space; a frame may have `frame` bytes decoded and take
+    `stall` seconds, a whole instance `total` seconds. With `enabled = false` everything goes out as it is stored.
+    """
+
+    enabled: bool = True
+    workers: int = Field(default=2, ge=1, le=32)
+    memory: Size = 2 * 2**30
+    frame: Size = 256 * 2**20
+    stall: float = Field(default=30.0, gt=0, le=600)
+    total: float = Field(default=1800.0, gt=0, le=86400)
+
+
+class LearnedDestinationsConfig(Table):
+    """`[learned_destinations]`: C-MOVE to AEs that are not in the AE table, at the address that they called from.
+
+    Only to `ports`, in this order, and never to an address outside `networks`. With `require_existing_rights` an AE is
+    sent to only when it may itself move or get, by the AE table or `[unknown_ae]`; without, when it may do anything.
+    """
+
+    enabled: bool = False
+    networks: tuple[Network, ...] = ()
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(11112,), max_length=8)
+    require_existing_rights: bool = True
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> LearnedDestinationsConfig:
+        if self.enabled and not (self.networks and self.ports):
+            raise ValueError("name the approved networks and ports, like networks = [\"192.168.1.0/24\"]")
+        return self
+
+
 class NodeConfig(Table):
     """The whole of node.toml."""
 
     dgis: DgisConfig
     dimse: DimseConfig = DimseConfig()
+    dimse_tls: DimseTlsConfig | None = None
+    dimse_limits: DimseLimitsConfig = DimseLimitsConfig()
+    user: tuple[UserConfig, ...] = ()
     https: ListenConfig = ListenConfig()
     identity: IdentityConfig
     catalog: CatalogConfig
     unknown_ae: UnknownAeConfig = UnknownAeConfig()
+    learned_destinations: LearnedDestinationsConfig = LearnedDestinationsConfig()
+    transcoding: TranscodingConfig = TranscodingConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _distinct_ports(self) -> NodeConfig:
-        if self.dimse.port and (self.dimse.host, self.dimse.port) == (self.https.host, self.https.port):
-            raise ValueError("[dimse] and [https] must listen on different ports")
+        tables: list[tuple[str, DimseConfig | ListenConfig | DimseTlsConfig]]
+        tables = [("dimse", self.dimse), ("https", self.https)]
+        if self.dimse_tls is not None:
+            tables.append(("dimse_tls", self.dimse_tls))
+        taken: dict[tuple[str, int], str] = {}
+        for name, table in tables:
+            other = taken.setdefault((table.host, table.port), name)
+            if table.port and other != name:
+                raise ValueError(f"[{other}] and [{name}] must listen on different ports")
         return self
 
 

@@ -6,6 +6,7 @@ shows it well again, with a back-off; real work never waits for a sick one.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -22,6 +23,7 @@ from storage_provider.transfer.route import Doors
 
 _FIRST_REST, _LONGEST_REST = 0.5, 5.0
 _FULL_REST = 30.0
+_NEAR_SECONDS = 30.0
 
 
 class ElementSource(Protocol):
@@ -168,3 +170,20 @@ class Elements:
     @staticmethod
     def _is_due(health: _Health, now: float, idle: float) -> bool:
         return now >= health.rests_until if health.failures else now - health.probed_at >= idle
+
+
+class Near:
+    """Names the places at one site: its storage elements and this node's own spool. Thread-safe."""
+
+    def __init__(self, elements: Elements, *, site: str, node: str) -> None:
+        """Ask `elements`, which asks the catalog now and then."""
+        self._elements, self._site, self._node = elements, site, node
+
+    def __call__(self) -> tuple[str, ...]:
+        """Return the names; none when no storage element is at another site, so that nobody has to compare."""
+        with contextlib.suppress(CatalogError):
+            self._elements.refresh_if_older(_NEAR_SECONDS)
+        known = self._elements.known()
+        if all(element.site == self._site for element in known):
+            return ()
+        return (self._node, *(element.name for element in known if element.site == self._site))

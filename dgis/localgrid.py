@@ -21,11 +21,13 @@ from certs import ca
 from certs.credential import Credential
 from certs.errors import TrustError
 from certs.trust import Trust
+from dgis.config import NodeConfig
 from dgis.errors import DgisError
 
 LOOPBACK = "127.0.0.1"
 SITE = "local"
 ORGANISATION = "dgis local grid"
+_LOOPBACKS = ["127.0.0.0/8", "::1/128"]
 DEFAULT_QUOTA = "1TB"
 
 
@@ -64,6 +66,8 @@ class GridOptions:
     providers: int = 2
     workers: int = 2
     accept: str = "spooled"
+    tls_port: int = 0
+    learn_ports: tuple[int, ...] = ()
 
     @property
     def copies(self) -> int:
@@ -282,11 +286,23 @@ def _dgis_config(options: GridOptions, paths: Paths, ports: Mapping[str, int]) -
             "accept": options.accept,
         },
         "dimse": {"host": LOOPBACK, "port": options.port},
+        **({"dimse_tls": {"host": LOOPBACK, "port": options.tls_port}} if options.tls_port else {}),
+        **({"learned_destinations": _learning(options)} if options.learn_ports else {}),
         "https": {"host": LOOPBACK, "port": ports["dgis"]},
         "identity": _identity(paths, "dgis"),
         "catalog": {"url": service_url(ports["catalog"])},
-        "unknown_ae": {"rights": ["echo", "store", "find", "move", "get"], "networks": ["127.0.0.0/8", "::1/128"]},
+        "unknown_ae": {"rights": ["echo", "store", "find", "move", "get"], "networks": _LOOPBACKS},
     }
+
+
+def _learning(options: GridOptions) -> dict[str, Any]:
+    return {"enabled": True, "networks": _LOOPBACKS, "ports": list(options.learn_ports)}
+
+
+def default_node() -> NodeConfig:
+    """The node.toml that ``dgis up`` writes when nothing is asked for; names files that need not exist."""
+    options = GridOptions(home=Path("grid"))
+    return NodeConfig.model_validate(_dgis_config(options, Paths(options.home), {"dgis": 0, "catalog": 0}))
 
 
 def _write_toml(path: Path, document: Mapping[str, Any]) -> None:

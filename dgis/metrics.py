@@ -26,9 +26,14 @@ class Metrics:
     copy_failures: Counter
     fetches: Counter
     fetch_failures: Counter
+    conversions: Counter
     searches_incomplete: Counter
+    replaced_characters: Counter
     rejected_objects: Gauge
     damaged_objects: Gauge
+    commit_open: Gauge
+    commit_instances: Counter
+    commit_reports: Counter
 
 
 def make_metrics(registry: CollectorRegistry | None = REGISTRY) -> Metrics:
@@ -53,7 +58,18 @@ def make_metrics(registry: CollectorRegistry | None = REGISTRY) -> Metrics:
         copy_failures=counter("copy_failures", "Failed copies, by storage element", "se"),
         fetches=counter("fetched_objects", "Objects brought for a retrieve, by source (spool, se)", "source"),
         fetch_failures=counter("fetch_failures", "Objects that no replica could give"),
+        conversions=counter("conversions", "Instances converted for a receiver, by outcome (done, failed)", "outcome"),
         searches_incomplete=counter("searches_incomplete", "Queries that a catalog did not answer in full"),
+        replaced_characters=counter(
+            "replaced_characters", "Characters that the character set fixed for a calling AE could not hold"
+        ),
         rejected_objects=gauge("spool_rejected_objects", "Objects that the catalog refused, kept in rejected/"),
         damaged_objects=gauge("spool_damaged_objects", "Unreadable spool files, kept in damaged/"),
+        commit_open=gauge("commitments_open", "Storage commitment transactions accepted and not yet reported"),
+        commit_instances=counter(
+            "commitment_instances", "Instances judged, by outcome (committed, or the failure reason)", "outcome"
+        ),
+        commit_reports=counter(
+            "commitment_reports", "Reports on associations of our own (taken, refused, failed, given_up)", "outcome"
+        ),
     )

@@ -18,15 +18,25 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from catalog.client import CatalogClient
+from certs.config import IdentityConfig
 from certs.https.session import GridSession
 from certs.log import get_log
 from dgis.board import Unreachable, read_board
+from dgis.commit_answers import CommitAnswers
+from dgis.commit_store import CommitmentStore
+from dgis.committer import CommitRules
 from dgis.config import NodeConfig
 from dgis.copier import CopyPlan
 from dgis.dimse.ae import AeTable, UnknownAe
-from dgis.dimse.serve import serve_dimse
+from dgis.dimse.commit_report import EventReporter
+from dgis.dimse.learned import Destinations, LearnedStore, LearningRules
+from dgis.dimse.limits import Limits, Timeouts
+from dgis.dimse.outgoing import Adapter
+from dgis.dimse.secure import TlsCaller
+from dgis.dimse.serve import TlsListener, serve_dimse
 from dgis.dimse.services import DimseSettings, Services
-from dgis.elements import Elements
+from dgis.disk import ProcessDirectory
+from dgis.elements import Elements, Near
 from dgis.ingest import Ingest, Promise
 from dgis.metrics import Metrics, make_metrics
 from dgis.processes import NodeError, read_process_table
@@ -34,7 +44,10 @@ from dgis.retrieve import Retrieve
 from dgis.search import Search
 from dgis.sources import BlameReporter, Sources
 from dgis.spool import Spool
-from dgis.worker import Worker, WorkerSettings
+from dgis.transcode.convert import Bounds
+from dgis.transcode.pool import Limits as ConversionLimits
+from dgis.transcode.pool import Transcoder
+from dgis.worker import Commitments, Worker, WorkerSettings
 from storage_provider.channels import open_channels
 from storage_provider.transfer.engine import Engine
 
@@ -47,7 +60,39 @@ STALE_BOARD_SECONDS = 60.0
 def ae_table(node: NodeConfig, config: Path) -> AeTable:
     """The AE table of a node: ``[dgis] ae_table``, else ae.toml beside its node.toml."""
     unknown = UnknownAe(frozenset(node.unknown_ae.rights), tuple(node.unknown_ae.networks))
-    return AeTable(node.dgis.ae_table or config.with_name("ae.toml"), unknown=unknown)
+    path = node.dgis.ae_table or config.with_name("ae.toml")
+    return AeTable(path, unknown=unknown, ignore_case=node.dimse.ignore_title_case)
+
+
+def learned_store(node: NodeConfig) -> LearnedStore:
+    """What the receivers have learned about move destinations."""
+    return LearnedStore(node.dgis.spool / "state" / "learned.json")
+
+
+def learning_rules(node: NodeConfig) -> LearningRules:
+    """What they may learn."""
+    rules = node.learned_destinations
+    return LearningRules(
+        enabled=rules.enabled,
+        networks=tuple(rules.networks),
+        ports=tuple(rules.ports),
+        require_existing_rights=rules.require_existing_rights,
+    )
+
+
+def make_adapter(node: NodeConfig, metrics: Metrics) -> Adapter | None:
+    """What converts instances for receivers that do not take them as they are stored."""
+    rules = node.transcoding
+    if not rules.enabled:
+        return None
+    bounds = Bounds(frame=rules.frame, reserve=node.dgis.spool_reserve)
+    limits = ConversionLimits(rules.workers, rules.stall, rules.total, rules.memory, bounds)
+    scratch = ProcessDirectory(node.dgis.spool / "scratch")
+    return Adapter(
+        Transcoder(limits),
+        lambda: scratch.get().path,
+        ended=lambda outcome: metrics.conversions.labels(outcome=outcome).inc(),
+    )
 
 
 def open_spool(node: NodeConfig) -> Spool:
@@ -74,30 +119,83 @@ def stop_on_signal() -> threading.Event:
     return stop
 
 
-def run_worker(node: NodeConfig) -> None:
+def run_worker(node: NodeConfig, config: Path) -> None:
     """The worker process, until SIGTERM."""
     stop = stop_on_signal()
     plan = CopyPlan(node=node.dgis.name, site=node.dgis.site, copies=node.dgis.copies, parallel=node.dgis.transfers)
     engine = Engine(open_channels(GridSession(node.identity, pool=POOL)))
     settings = WorkerSettings(plan=plan, spool_limit=node.dgis.spool_limit)
-    Worker(open_spool(node), catalog_client(node), engine, settings, make_metrics()).run(stop)
+    spool, catalog = open_spool(node), catalog_client(node)
+    commitment = Commitments(
+        CommitmentStore(spool.root),
+        catalog,
+        EventReporter(ae_table(node, config), aet=node.dgis.aet, tls=TlsCaller(dimse_identity(node))),
+        CommitRules(
+            copies=node.dgis.copies,
+            timeout=node.dgis.commit_timeout,
+            grace=node.dgis.commit_grace,
+            retry=node.dgis.commit_retry,
+            report=node.dgis.commit_report,
+        ),
+    )
+    Worker(spool, catalog, engine, settings, make_metrics(), commitment=commitment).run(stop)
 
 
-def run_receiver(node: NodeConfig, config: Path, listener: socket.socket) -> None:
-    """One receiver process on an inherited listening socket, until SIGTERM."""
+def run_receiver(
+    node: NodeConfig, config: Path, listener: socket.socket, tls_listener: socket.socket | None = None
+) -> None:
+    """One receiver process on inherited listening sockets, until SIGTERM."""
     stop = stop_on_signal()
-    settings = DimseSettings(
+    tls = None
+    if tls_listener is not None and node.dimse_tls is not None:
+        required = node.dimse_tls.client_certificate == "required"
+        tls = TlsListener(tls_listener, node.dimse_tls.identity(node.identity), certificate_required=required)
+    services = _services(node, config, make_metrics())
+    serve_dimse(listener, dimse_settings(node), services, stop, tls=tls, identity=dimse_identity(node))
+
+
+def dimse_identity(node: NodeConfig) -> IdentityConfig:
+    """What the node shows to AEs over DICOM TLS: the listener's identity, else its own."""
+    return node.dimse_tls.identity(node.identity) if node.dimse_tls is not None else node.identity
+
+
+def dimse_settings(node: NodeConfig) -> DimseSettings:
+    """How the DIMSE edge answers."""
+    limits = node.dimse_limits
+    return DimseSettings(
         aet=node.dgis.aet,
         site=node.dgis.site,
         node=node.dgis.name,
         issuer=node.dgis.default_issuer,
         accept_any_called=node.dimse.accept_any_called,
         also_called=tuple(node.dimse.also_called),
+        ignore_title_case=node.dimse.ignore_title_case,
+        user_identity=node.dimse.user_identity,
+        users={user.name: user.passcode for user in node.user},
+        limits=Limits(
+            total=limits.associations,
+            per_ae=limits.per_ae,
+            waiting=limits.waiting,
+            artim=limits.artim,
+            handshake=limits.handshake,
+            retrieves=limits.retrieves,
+        ),
+        timeouts=Timeouts(
+            connect=limits.connect,
+            acse=limits.acse,
+            dimse=limits.dimse,
+            send=limits.send,
+            stall=limits.stall,
+            idle=limits.network,
+            close=limits.close,
+        ),
+        max_pdu=node.dimse.max_pdu,
         find_limit=node.dimse.find_limit,
         names=node.dimse.names,
+        hierarchy=node.dimse.hierarchy,
         settle=node.dgis.settle,
+        commit_report=node.dgis.commit_report,
     )
-    serve_dimse(listener, settings, _services(node, config, make_metrics()), stop)
 
 
 def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
@@ -107,12 +205,18 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     elements = Elements(catalog)
     engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
+    table = ae_table(node, config)
     sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
     return Services(
         ingest=make_ingest(node, metrics),
-        search=Search(catalog, unreachable, metrics),
+        search=Search(catalog, unreachable, metrics, near=Near(elements, site=node.dgis.site, node=node.dgis.name)),
         retrieve=Retrieve(catalog, sources, elements, metrics),
-        ae_table=ae_table(node, config),
+        ae_table=table,
+        destinations=Destinations(table, learned_store(node), learning_rules(node)),
+        adapter=make_adapter(node, metrics),
+        commitment=CommitmentStore(node.dgis.spool),
+        commit_answers=CommitAnswers(node.dgis.spool),
+        replaced=metrics.replaced_characters.inc,
     )
 
 

@@ -32,18 +32,29 @@ class QueryCatalog(Protocol):
 class Search:
     """The C-FIND use case. Thread-safe."""
 
-    def __init__(self, catalog: QueryCatalog, unreachable: Callable[[], tuple[str, ...]], metrics: Metrics) -> None:
-        """`unreachable` names the storage elements that do not answer now (see `dgis.board.Unreachable`)."""
-        self._catalog, self._unreachable, self._metrics = catalog, unreachable, metrics
+    def __init__(
+        self,
+        catalog: QueryCatalog,
+        unreachable: Callable[[], tuple[str, ...]],
+        metrics: Metrics,
+        *,
+        near: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        """`unreachable` names the storage elements that do not answer now (see `dgis.board.Unreachable`).
+
+        `near` names the places at this site, none when all places are (see `dgis.elements.Near`).
+        """
+        self._catalog, self._unreachable, self._metrics, self._near = catalog, unreachable, metrics, near
 
     def find(self, query: Query, *, acting_for: str | None = None) -> Iterator[Row]:
         """Yield one row per entity as it arrives.
 
-        Instances that lie on unreachable storage elements only are OFFLINE. Raises SearchIncomplete after the rows
-        that came when a catalog did not answer to the end (unavailable is not empty), SearchRefused when it never
-        will answer this query.
+        Instances that lie on unreachable storage elements only are OFFLINE, at other sites only NEARLINE. Raises
+        SearchIncomplete after the rows that came when a catalog did not answer to the end (unavailable is not empty),
+        SearchRefused when it never will answer this query.
         """
-        asked = query.model_copy(update={"unreachable": tuple({*query.unreachable, *self._unreachable()})})
+        places = {"unreachable": tuple({*query.unreachable, *self._unreachable()}), "near": self._near()}
+        asked = query.model_copy(update=places)
         try:
             with contextlib.closing(self._catalog.query(asked, acting_for=acting_for)) as rows:
                 yield from rows

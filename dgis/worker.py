@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from catalog.wire import MAX_BATCH, RegisterBatch, RegisterResult, ReplicaChange, StorageElement
-from dgis.board import Board, ErrorList
+from dgis.board import Board, BoardCommitments, ErrorList
+from dgis.commit_store import CommitmentStore
+from dgis.committer import CommitCatalog, CommitRules, Committer, Reporter
 from dgis.copier import JOBS_KEPT, Copier, CopyPlan
 from dgis.disk import Lock
 from dgis.elements import Elements
@@ -70,6 +72,16 @@ class WorkerSettings:
     spool_limit: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Commitments:
+    """What the worker needs to care for storage commitment."""
+
+    store: CommitmentStore
+    catalog: CommitCatalog
+    reporter: Reporter
+    rules: CommitRules
+
+
 class Worker:
     """Runs in a process of its own; `run` returns when `stop` is set."""
 
@@ -80,8 +92,10 @@ class Worker:
         engine: WorkerEngine,
         settings: WorkerSettings,
         metrics: Metrics,
+        *,
+        commitment: Commitments | None = None,
     ) -> None:
-        """Make the parts; nothing starts before `run`."""
+        """Make the parts; nothing starts before `run`. Without `commitment` nobody cares for storage commitment."""
         self._spool, self._catalog, self._engine = spool, catalog, engine
         self._settings, self._metrics = settings, metrics
         self._errors = ErrorList()
@@ -105,8 +119,20 @@ class Worker:
             on_registered=self._registered,
         )
         self._house = Housekeeper(spool, self.elements, engine, metrics=metrics, errors=self._errors, fill=self._fill)
+        self._committer = self._make_committer(commitment) if commitment is not None else None
         self._counters = {"registered": 0, "freed": 0}
         self._rescanned_at = time.monotonic()
+
+    def _make_committer(self, commitment: Commitments) -> Committer:
+        return Committer(
+            self._spool,
+            commitment.store,
+            commitment.catalog,
+            commitment.reporter,
+            commitment.rules,
+            metrics=self._metrics,
+            errors=self._errors,
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`. Raises SpoolLocked when this spool has a worker already, SpoolError if it is unusable."""
@@ -122,6 +148,8 @@ class Worker:
         self._registrar.adopt(self._left_over())
         registering = _started("register", self._register_until, stop, pipe)
         house = _started("housekeeping", self._house.run, stop)
+        if self._committer is not None:
+            _started("commitment", self._committer.run, stop)
         copying, reporting = self._copier.start(), self._reports.start()
         while registering.is_alive() and not stop.is_set():
             registering.join(0.5)
@@ -180,6 +208,7 @@ class Worker:
                 "catalog_error": troubles[0] if troubles else None,
                 "backlog": board.backlog.model_copy(update={"waiting_for_storage": self._copier.waiting}),
                 "counters": dict(self._counters),
+                "commitments": self._committer.shown if self._committer is not None else BoardCommitments(),
             }
         )
 

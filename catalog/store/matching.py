@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, FromClause, and_, false, or_, select
 
 from catalog.errors import UnsupportedQuery
 from catalog.header import number_text
-from catalog.keys import BY_KEYWORD, DERIVED, LEVELS, STUDY_FROM_SERIES, Key, Level
+from catalog.keys import BY_KEYWORD, DERIVED, LEVELS, MOMENTS, Key, Level
 from catalog.prepare import name_groups
 from catalog.schema.tables import (
     instances,
@@ -43,6 +43,7 @@ class Matching:
     def __init__(self, database: Database, query: Query) -> None:
         self._database, self._query = database, query
         self.top = query.level  # the highest level whose table the conditions name
+        self._below: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
 
     def conditions(self) -> list[Condition]:
         """Build the conditions of all matches; universal ones give none.
@@ -50,7 +51,8 @@ class Matching:
         Raises:
             UnsupportedQuery: a match names an attribute that cannot be matched at this level.
         """
-        found = [self._one(match) for match in self._query.matches]
+        self._below = {level: [] for level in LEVELS}
+        found = [*(self._one(match) for match in self._query.matches), self._from_below()]
         return [condition for condition in found if condition is not None]
 
     def on_series(self, keyword: str) -> list[Condition]:
@@ -70,34 +72,45 @@ class Matching:
             return self._number_in(TABLES[owner].c[column], match.values)
         if keyword == "AvailableTransferSyntaxUID" and level == "IMAGE":
             return self._simple(instances.c.transfer_syntax_uid, match)
+        if keyword in MOMENTS and match.op == "range":
+            return self._moment(match)
         key = BY_KEYWORD.get(keyword)
         if key is None:
             raise UnsupportedQuery(f"{keyword[:64]} cannot be matched")
         if keyword == "PatientName":
             return self._patient_name(match)
-        if LEVELS.index(key.level) <= LEVELS.index(level):
-            self._reach(key.level)
-            return self._compare(TABLES[key.level].c[key.column], key, match)
-        if keyword in STUDY_FROM_SERIES or key.kind == "uid" or (level, key.level) == ("SERIES", "IMAGE"):
-            return self._below(key, match)
-        raise UnsupportedQuery(f"{keyword[:64]} cannot be matched at {level} level")
+        return self._at(key.level, self._compare(TABLES[key.level].c[key.column], key, match))
+
+    def _moment(self, match: Match) -> Condition | None:
+        """Match a date and its time as one moment (combined date-time matching, PS3.4 C.2.2.2.5)."""
+        date_key, time_key = (BY_KEYWORD[name] for name in MOMENTS[match.keyword])
+        columns = TABLES[date_key.level].c
+        condition = _moment_range(columns[date_key.column], columns[time_key.column], match.values)
+        return self._at(date_key.level, condition)
 
     def _reach(self, level: Level) -> None:
         if LEVELS.index(level) < LEVELS.index(self.top):
             self.top = level
 
-    def _below(self, key: Key, match: Match) -> Condition | None:
-        """Match by an attribute of a lower level: an entity matches when one below it does."""
-        condition = self._compare(TABLES[key.level].c[key.column], key, match)
-        if condition is None:
-            return None
-        at = key.level
-        while True:
-            parent = _PARENT_KEY[at]
-            at = LEVELS[LEVELS.index(at) - 1]
-            condition = TABLES[at].c.id.in_(select(parent).where(condition))
-            if at == self._query.level:
-                return condition
+    def _at(self, level: Level, condition: Condition | None) -> Condition | None:
+        """Put a condition on a level's table where it belongs; one on a lower level waits for `_from_below`."""
+        if LEVELS.index(level) <= LEVELS.index(self._query.level):
+            self._reach(level)
+            return condition
+        self._below[level] += [condition] if condition is not None else []
+        return None
+
+    def _from_below(self) -> Condition | None:
+        """An entity matches when one below it matches all that was asked of its level, and one below that, ...
+
+        Relational queries may combine keys of any level (PS3.4 C.4.1.2.2.1).
+        """
+        found: Condition | None = None
+        for level in reversed(LEVELS[LEVELS.index(self._query.level) + 1 :]):
+            conditions = [*self._below[level], *([] if found is None else [found])]
+            above = TABLES[LEVELS[LEVELS.index(level) - 1]]
+            found = above.c.id.in_(select(_PARENT_KEY[level]).where(*conditions)) if conditions else None
+        return found
 
     def _summary(self, match: Match) -> Condition | None:
         if self._query.level == "PATIENT":
@@ -121,7 +134,10 @@ class Matching:
             return self._other_name(key, match)
         if key.multiple and match.op != "range":
             return _any(match.values, lambda value: self._part(column, value, match.op == "wild", "\\"))
-        return self._simple(column, match, time=key.column.endswith("_time"))
+        is_time = key.column.endswith("_time")
+        if is_time and match.op != "range":
+            match = match.model_copy(update={"op": "in", "values": tuple(v for t in match.values for v in _times(t))})
+        return self._simple(column, match, time=is_time)
 
     def _number_in(self, column: ColumnElement[Any], values: Sequence[str]) -> Condition:
         numbers = [int(value) for value in values if value.isascii() and value.isdigit() and len(value) < 16]
@@ -170,7 +186,14 @@ class Matching:
     def _other_name(self, key: Key, match: Match) -> Condition | None:
         exact = self._query.names == "exact"
         column = TABLES[key.level].c[key.column if exact else key.column + "_key"]
-        return _any(match.values, lambda value: self._part(column, self._folded(value), match.op == "wild", "=", "\\"))
+        return _any(match.values, lambda value: self._groups(column, value, match.op == "wild"))
+
+    def _groups(self, column: ColumnElement[Any], value: str, wild: bool) -> Condition | None:
+        """Find every component group that the value has among those of the name."""
+        groups = [group for group in (self._folded(part) for part in name_groups(value)) if group]
+        found = [self._part(column, group, wild, "=", "\\") for group in groups]
+        known = [condition for condition in found if condition is not None]
+        return and_(*known) if known else None
 
     def _patient_name(self, match: Match) -> Condition | None:
         return _any(match.values, lambda value: self._one_name(value, match.op == "wild"))
@@ -215,11 +238,41 @@ def _any(values: Sequence[str], build: Callable[[str], Condition | None]) -> Con
     return or_(*known) if len(known) == len(found) else None
 
 
+def _times(value: str) -> list[str]:
+    """Write a time in every way that means the same: times match by meaning, not as text (PS3.4 C.2.2.2.1)."""
+    whole, _, fraction = value.partition(".")
+    whole, fraction = whole.ljust(6, "0") if whole.isdigit() else value, fraction.rstrip("0")
+    if not whole.isdigit() or len(whole) != 6:
+        return [value]
+    found = [f"{whole}.{fraction.ljust(n, '0')}" for n in range(max(1, len(fraction)), 7)]
+    if not fraction:
+        found += [whole, *([whole[:4]] if whole.endswith("00") else []), *([whole[:2]] if whole[2:] == "0000" else [])]
+    return found
+
+
+def _earliest(time: str) -> str:
+    """Cut the zeros off a low end: a stored "1015" is not before "101500"."""
+    while time.endswith("00"):
+        time = time[:-2]
+    return time
+
+
+def _moment_range(date: ColumnElement[Any], time: ColumnElement[Any], values: Sequence[str]) -> Condition | None:
+    """Compare the date first and, on the day of an end, the time; an entity without time is not on that day."""
+    low, high = values
+    bounds: list[Condition] = []
+    if low:
+        bounds += [date >= low[:8], or_(date > low[:8], time >= _earliest(low[8:]))] if low[8:] else [date >= low[:8]]
+    if high:
+        bounds += [date <= high[:8]]
+        bounds += [or_(date < high[:8], time < high[8:] + _AFTER)] if high[8:] else []
+    return and_(*bounds) if bounds else None
+
+
 def _range(column: ColumnElement[Any], values: Sequence[str], *, time: bool) -> Condition | None:
     """Match a range, open at either end. The high end includes all that begins with it ("1015" ends at 10:15:59.9)."""
     low, high = values
-    while time and low.endswith("00"):  # a stored "1015" is not before "101500"
-        low = low[:-2]
+    low = _earliest(low) if time else low
     bounds = [column >= low] if low else []
     if high:
         bounds.append(column < high + _AFTER)

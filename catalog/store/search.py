@@ -38,11 +38,11 @@ def run(database: Database, query: Query) -> Iterator[Row | End]:
     with database.reading() as connection:
         found = array("q", connection.execute(statement).scalars())
         asked = "InstanceAvailability" in query.keys
-        offline = _offline(connection.execute(select(placements)).all(), query) if asked else []
+        useless = _useless(connection.execute(select(placements)).all(), query) if asked else ([], [])
     truncated = query.limit is not None and len(found) > query.limit
     if truncated:
         found = found[: query.limit]
-    return _rows(database, query, _Columns(matching, query, offline), found, truncated)
+    return _rows(database, query, _Columns(matching, query, *useless), found, truncated)
 
 
 def ids_statement(matching: Matching, query: Query) -> Select[Any]:
@@ -84,17 +84,19 @@ def _rows(
     yield End(count, truncated)
 
 
-def _offline(rows: Any, query: Query) -> list[int]:
-    """Name the placements that are of no use to a caller who cannot reach some places."""
-    missing = set(query.unreachable)
-    return [row.id for row in rows if missing.issuperset(filter(None, row.locations.split("\n")))]
+def _useless(rows: Any, query: Query) -> tuple[list[int], list[int]]:
+    """Name the placements that a caller cannot reach, and those without a copy that is both near and reachable."""
+    missing, near = set(query.unreachable), set(query.near)
+    reached = {row.id: set(filter(None, row.locations.split("\n"))) - missing for row in rows}
+    offline = [one for one, places in reached.items() if not places]
+    return offline, [one for one, places in reached.items() if near and not places & near]
 
 
 class _Columns:
     """What a query wants back, as labelled expressions, and the way from a database row to the wire."""
 
-    def __init__(self, matching: Matching, query: Query, offline: list[int]) -> None:
-        self._matching, self._level, self._offline = matching, query.level, offline
+    def __init__(self, matching: Matching, query: Query, offline: list[int], distant: list[int]) -> None:
+        self._matching, self._level, self._offline, self._distant = matching, query.level, offline, distant
         self.top: Level = query.level
         self._lists: set[str] = set()
         self._keys = tuple(dict.fromkeys(query.keys))
@@ -149,24 +151,25 @@ class _Columns:
         return self._availability() if keyword == "InstanceAvailability" else None
 
     def _availability(self) -> ColumnElement[Any]:
-        """Say OFFLINE when an instance of the entity lies nowhere that the caller can reach (PS3.3 C.4.23.1.1)."""
-        if not self._offline:
-            return literal("ONLINE")
+        """Say OFFLINE, NEARLINE or ONLINE by the instance of the entity that is worst off (PS3.3 C.4.23.1.1)."""
+        known = [(self._any_at(where), word) for where, word in
+                 ((self._offline, "OFFLINE"), (self._distant, "NEARLINE")) if where]
+        return case(*known, else_="ONLINE") if known else literal("ONLINE")
+
+    def _any_at(self, where: list[int]) -> ColumnElement[bool]:
+        """Say whether an instance of the entity lies at one of these placements."""
         if self._level == "IMAGE":
-            lost = exists().where(objects.c.id == instances.c.object_fk, objects.c.placement_fk.in_(self._offline))
-            return case((lost.correlate(instances), "OFFLINE"), else_="ONLINE")
-        at = and_(series_placements.c.placement_fk.in_(self._offline), series_placements.c.n_instances > 0)
-        inner = series.alias("at_series")
+            found = exists().where(objects.c.id == instances.c.object_fk, objects.c.placement_fk.in_(where))
+            return found.correlate(instances)
+        at = and_(series_placements.c.placement_fk.in_(where), series_placements.c.n_instances > 0)
+        inner, outer = series.alias(), studies.alias()
         if self._level == "SERIES":
-            lost = exists().where(series_placements.c.series_fk == series.c.id, at).correlate(series)
-        elif self._level == "STUDY":
-            lost = exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == studies.c.id,
+            return exists().where(series_placements.c.series_fk == series.c.id, at).correlate(series)
+        if self._level == "STUDY":
+            return exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == studies.c.id,
                                   at).correlate(studies)
-        else:
-            outer = studies.alias("at_studies")
-            lost = exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == outer.c.id,
-                                  outer.c.patient_fk == patients.c.id, at).correlate(patients)
-        return case((lost, "OFFLINE"), else_="ONLINE")
+        return exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == outer.c.id,
+                              outer.c.patient_fk == patients.c.id, at).correlate(patients)
 
     def _reach(self, level: Level) -> None:
         if LEVELS.index(level) < LEVELS.index(self.top):

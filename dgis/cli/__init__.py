@@ -16,10 +16,17 @@ from certs.errors import CertsError
 _HIDDEN = {"process": ("dgis.cli.serve", "process_group")}
 _COMMANDS = {
     "ae": ("dgis.cli.ae", "Application entities: who may do what, and where to send."),
+    "commit": ("dgis.cli.commit", "Storage commitment: what others asked of us, and asking another AE."),
     "conflicts": ("dgis.cli.conflicts", "Instances that came twice with different content."),
+    "conformance": ("dgis.cli.conformance", "The DICOM Conformance Statement of a node."),
     "demo": ("dgis.cli.demo", "Bring up a grid, do the main job on real images, show it."),
+    "echo": ("dgis.cli.echo", "C-ECHO to any AE."),
+    "find": ("dgis.cli.find", "C-FIND: query any AE."),
+    "get": ("dgis.cli.get", "C-GET: fetch from any AE into files."),
     "import": ("dgis.cli.importing", "File studies from disk or a DICOMDIR medium."),
     "se": ("dgis.cli.se", "Storage elements: which there are, and their doors."),
+    "move": ("dgis.cli.move", "C-MOVE: have any AE send to another."),
+    "send": ("dgis.cli.send", "C-STORE: send files to any AE."),
     "serve": ("dgis.cli.serve", "Run one DGIS from its node.toml."),
     "status": ("dgis.cli.status", "Services, certificates, spool, storage and last errors."),
     "up": ("dgis.cli.up", "A whole grid on this machine, in the foreground."),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from catalog.client import CatalogClient
 
+from catalog.client import CatalogClient
 from catalog.errors import CatalogError
 from dgis.cli.nodes import node_options, operator_session, read_node
 from dgis.cli.output import Format, console, format_option, print_rows

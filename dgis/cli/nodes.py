@@ -14,6 +14,7 @@ from dgis.dimse.ae import AeTable
 
 if TYPE_CHECKING:
     from certs.https.session import GridSession
+    from dgis.dimse.learned import LearnedStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +59,13 @@ def node_table(home: Path, config: Path | None) -> AeTable:
 
     path = config_path(home, config)
     return ae_table(load_node(path), path)
+
+
+def node_learned(home: Path, config: Path | None) -> LearnedStore:
+    """What it has learned about move destinations."""
+    from dgis.node import learned_store
+
+    return learned_store(read_node(home, config))
 
 
 def operator_identity(home: Path, config: Path | None) -> IdentityConfig:

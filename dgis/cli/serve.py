@@ -32,24 +32,41 @@ def command(*, config: Path, respawn: bool) -> None:
     supervisor = Supervisor(respawn=respawn, environment={**os.environ, METRICS_DIRECTORY: str(metrics)})
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.request_stop())
-    listener = listen(node.dimse.host, node.dimse.port, patience=15.0, given_up=lambda: supervisor.stopping)
-    receivers = _start(supervisor, node, config, listener)
+    listeners = _listen(node, supervisor)
+    receivers = _start(supervisor, node, config, listeners)
     try:
         supervisor.watch(tick=lambda: write_process_table(node, supervisor.pids()))
     finally:
-        listener.close()
+        for listener in listeners.values():
+            listener.close()
         supervisor.stop_all([receivers, ("worker", "https")])
 
 
-def _start(supervisor: Supervisor, node: NodeConfig, config: Path, listener: socket.socket) -> tuple[str, ...]:
+def _listen(node: NodeConfig, supervisor: Supervisor) -> dict[str, socket.socket]:
+    """The sockets that all receivers inherit, by the option that hands them on."""
+
+    def bound(host: str, port: int) -> socket.socket:
+        return listen(host, port, patience=15.0, given_up=lambda: supervisor.stopping)
+
+    listeners = {"--fd": bound(node.dimse.host, node.dimse.port)}
+    if node.dimse_tls is not None:
+        listeners["--tls-fd"] = bound(node.dimse_tls.host, node.dimse_tls.port)
+    return listeners
+
+
+def _start(
+    supervisor: Supervisor, node: NodeConfig, config: Path, listeners: dict[str, socket.socket]
+) -> tuple[str, ...]:
     def child(name: str, role: str, *extra: str, fds: tuple[int, ...] = ()) -> None:
         argv = (sys.executable, "-m", "dgis.cli", "process", role, "--config", str(config.resolve()), *extra)
         supervisor.start(Child(name, argv, fds=fds))
 
     child("worker", "worker")
     receivers = tuple(f"dimse{number}" for number in range(1, node.dgis.workers + 1))
+    fds = {option: listener.fileno() for option, listener in listeners.items()}
+    options = [text for option, fd in fds.items() for text in (option, str(fd))]
     for name in receivers:
-        child(name, "dimse", "--fd", str(listener.fileno()), fds=(listener.fileno(),))
+        child(name, "dimse", *options, fds=tuple(fds.values()))
     child("https", "https")
     return receivers
 
@@ -74,17 +91,19 @@ def worker_process(*, config: Path) -> None:
     """Register and copy what receivers put into the spool."""
     from dgis.node import run_worker
 
-    run_worker(_node_of(config, "dgis-worker"))
+    run_worker(_node_of(config, "dgis-worker"), config)
 
 
 @process_group.command("dimse")
 @_config_option
 @click.option("--fd", type=int, required=True)
-def dimse_process(*, config: Path, fd: int) -> None:
-    """Receive associations on an inherited listening socket."""
+@click.option("--tls-fd", type=int)
+def dimse_process(*, config: Path, fd: int, tls_fd: int | None) -> None:
+    """Receive associations on inherited listening sockets."""
     from dgis.node import run_receiver
 
-    run_receiver(_node_of(config, "dgis-dimse"), config, socket.socket(fileno=fd))
+    tls = None if tls_fd is None else socket.socket(fileno=tls_fd)
+    run_receiver(_node_of(config, "dgis-dimse"), config, socket.socket(fileno=fd), tls)
 
 
 @process_group.command("https")

@@ -32,6 +32,7 @@ from dgis.cli.output import (
     size,
     table,
 )
+from dgis.commit_store import CommitmentStore
 from dgis.config import NodeConfig
 from dgis.spool import Spool
 
@@ -47,6 +48,7 @@ class _Status:
     services: Rows = field(default_factory=list)
     certificates: Rows = field(default_factory=list)
     spool: dict[str, Any] = field(default_factory=dict)
+    commitment: dict[str, Any] = field(default_factory=dict)
     storage_elements: Rows = field(default_factory=list)
     errors: Rows = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ class _Status:
             "services": self.services,
             "certificates": self.certificates,
             "spool": self.spool,
+            "commitment": self.commitment,
             "storage_elements": self.storage_elements,
             "errors": self.errors,
         }
@@ -95,8 +98,17 @@ def _collect(node: NodeConfig, home: Path, config: Path | None) -> _Status:
         credentials |= {"operator": Credential(identity.cert, identity.key)}
         found = sorted(home.glob("*/*.cert.pem"))
         credentials |= {p.parent.name: Credential(p, p.with_name(p.parent.name + ".key.pem")) for p in found}
-    _add_certificates(status, credentials, node.identity.trust)
+    trusts = {"CRLs": node.identity.trust}
+    if node.dimse_tls is not None and node.dimse_tls.cert is not None:
+        edge = node.dimse_tls.identity(node.identity)
+        credentials |= {"DICOM TLS": Credential(edge.cert, edge.key)}
+    if node.dimse_tls is not None and node.dimse_tls.trust is not None:
+        trusts["CRLs of DICOM TLS"] = node.dimse_tls.trust
+    _add_certificates(status, credentials)
+    for name, trust in trusts.items():
+        _add_crls(status, name, trust)
     _add_spool(status, node)
+    _add_commitment(status, node)
     _add_board(status, read_board(node.dgis.spool), elements)
     return status
 
@@ -127,7 +139,7 @@ def _add_service(status: _Status, session: GridSession, name: str, url: str) -> 
         status.troubles.append(f"{name}: {detail}")
 
 
-def _add_certificates(status: _Status, credentials: dict[str, Credential], trust: Path) -> None:
+def _add_certificates(status: _Status, credentials: dict[str, Credential]) -> None:
     now = datetime.now(UTC)
     for name, credential in sorted(credentials.items()):
         try:
@@ -141,14 +153,17 @@ def _add_certificates(status: _Status, credentials: dict[str, Credential], trust
         status.certificates.append({**row, "left": _left(left)})
         if left < SOON_DAYS * 86400:
             status.troubles.append(f"the certificate of {name} ends in {_left(left)}: renew it (dgis-certs issue)")
+
+
+def _add_crls(status: _Status, name: str, trust: Path) -> None:
     try:
         end = Trust(trust).crl_expiry()
     except CertsError as error:
         status.troubles.append(str(error))
         return
-    left = (end - now).total_seconds()
+    left = (end - datetime.now(UTC)).total_seconds()
     row = {
-        "name": "CRLs",
+        "name": name,
         "dn": "the first of the trust directory to end",
         "expires": end.isoformat(timespec="minutes"),
     }
@@ -181,6 +196,21 @@ def _add_spool(status: _Status, node: NodeConfig) -> None:
         status.troubles.append(f"{len(rejected)} objects refused by the catalog lie in {spool.root / 'rejected'}")
     if damaged:
         status.troubles.append(f"{len(damaged)} unreadable files lie in {spool.root / 'damaged'}")
+
+
+def _add_commitment(status: _Status, node: NodeConfig) -> None:
+    store = CommitmentStore(node.dgis.spool)
+    waiting, closed = store.open(), store.closed()
+    given_up = sum(one.state == "given_up" for one in closed)
+    status.commitment = {
+        "pending": sum(one.state == "pending" for one in waiting),
+        "unreported": sum(one.state == "judged" for one in waiting),
+        "oldest_seconds": round(max((one.age for one in waiting), default=0.0), 1),
+        "reported": len(closed) - given_up,
+        "given_up": given_up,
+    }
+    if given_up:
+        status.troubles.append(f"{given_up} storage commitment reports were given up: dgis commit list, retry, forget")
 
 
 def _add_board(status: _Status, board: Board | None, elements: tuple[StorageElement, ...]) -> None:
@@ -235,6 +265,12 @@ def _print(status: _Status) -> None:
     spool = status.spool
     waiting = f"{spool['backlog']} objects waiting ({size(spool['bytes'])}), oldest {duration(spool['oldest_seconds'])}"
     out.print(f"Spool: {waiting if spool['backlog'] else 'empty'}")
+    commitment = status.commitment
+    if commitment["pending"] or commitment["unreported"]:
+        out.print(
+            f"Storage commitment: {commitment['pending']} not decided, {commitment['unreported']} not reported, "
+            f"oldest {duration(commitment['oldest_seconds'])}"
+        )
     for trouble in status.troubles:
         out.print(f"[red]![/red] {trouble}", highlight=False)
     if not status.troubles:

@@ -44,7 +44,12 @@ def _title(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where all state lies.")
 @click.option("--aet", default="DGIS", show_default=True, callback=_title, help="AE title of the DGIS.")
 @click.option("--port", default=11112, show_default=True, type=click.IntRange(1, 65535), help="DIMSE port.")
+@click.option("--tls-port", default=0, type=click.IntRange(0, 65535), help="DICOM TLS port; none without it.")
 @click.option("--peer", "peers", multiple=True, callback=_peers, metavar="AET:HOST:PORT", help="A move destination.")
+@click.option(
+    "--learn-port", "learn_ports", multiple=True, type=click.IntRange(1, 65535), metavar="PORT",
+    help="Move to AEs that called, without --peer, at this port.",
+)  # fmt: skip
 @click.option("--providers", default=2, show_default=True, type=click.IntRange(1, 9), help="Storage providers.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="DIMSE receivers.")
 @click.option(
@@ -60,7 +65,9 @@ def command(  # one parameter for each option of the contract in docs/operator.m
     home: Path,
     aet: str,
     port: int,
+    tls_port: int,
     peers: tuple[PeerAE, ...],
+    learn_ports: tuple[int, ...],
     providers: int,
     workers: int,
     accept: str,
@@ -70,12 +77,17 @@ def command(  # one parameter for each option of the contract in docs/operator.m
 
     Prints one line when every service answers and writes HOME/ready.json. State in HOME survives a restart.
     """
-    options = GridOptions(home.absolute(), aet, port, peers, providers, workers, accept)
+    options = GridOptions(home.absolute(), aet, port, peers, providers, workers, accept, tls_port, learn_ports)
     paths = Paths(options.home)
     lock = _lock(options.home)
     paths.ready.unlink(missing_ok=True)
-    if not localgrid.is_free(port):
-        raise click.ClickException(f"port {port} is in use: stop what listens there, or choose another with --port")
+    if tls_port == port:
+        raise click.UsageError("--tls-port must be another port than --port: plain and TLS have listeners of their own")
+    for option, wanted in (("--port", port), ("--tls-port", tls_port)):
+        if wanted and not localgrid.is_free(wanted):
+            raise click.ClickException(
+                f"port {wanted} is in use: stop what listens there, or choose another with {option}"
+            )
     ports = localgrid.prepare(options)
     grid = _Grid(options, paths, ports, respawn=respawn)
     signal.signal(signal.SIGTERM, lambda *_: grid.supervisor.request_stop())
@@ -158,8 +170,9 @@ class _Grid:
         localgrid.write_atomic(self.paths.ready, json.dumps(self._told, indent=1).encode())
         names = self.options.provider_names
         doors = ", ".join(f"{name} at {localgrid.service_url(self.ports[name])}" for name in names)
+        tls = f" (DICOM TLS {self.options.tls_port})" if self.options.tls_port else ""
         click.echo(
-            f"ready: AE {self.options.aet} at {localgrid.LOOPBACK}:{self.options.port}, "
+            f"ready: AE {self.options.aet} at {localgrid.LOOPBACK}:{self.options.port}{tls}, "
             f"catalog at {localgrid.service_url(self.ports['catalog'])}, {doors}; Ctrl-C stops it"
         )
         sys.stdout.flush()
@@ -167,8 +180,12 @@ class _Grid:
     def _facts(self) -> dict[str, Any]:
         operator = self.paths.credential("operator")
         pid = self.supervisor.pid
+        tls = (
+            {"dimse_tls": {"host": localgrid.LOOPBACK, "port": self.options.tls_port}} if self.options.tls_port else {}
+        )
         return {
             "dimse": {"aet": self.options.aet, "host": localgrid.LOOPBACK, "port": self.options.port},
+            **tls,
             "dgis": {"pid": pid("dgis"), "url": localgrid.service_url(self.ports["dgis"])},
             "catalog": {"pid": pid("catalog"), "url": localgrid.service_url(self.ports["catalog"])},
             "providers": [

@@ -7,6 +7,11 @@
     rights = ["echo", "find", "move", "get"]
     networks = ["10.1.2.0/24"]
     issuer = "HOSPITAL-A"   # of its patient IDs when a data set names none
+    requesters = ["self"]   # who may move to it; nobody named: every AE with the right to move
+    tls = true              # the port above speaks DICOM TLS
+    certificate = "/O=Hospital A/CN=viewer1"    # it calls, and answers, with this certificate only
+    charset = "ISO_IR 100"  # answer its queries in this set, whatever it asks in
+    find_limit = 500        # answers to one C-FIND
 
 The file is read again when it changes and is replaced by rename; a file that cannot be read leaves the old table in
 force. A title may stand in the table more than once with different networks; the first entry that fits counts.
@@ -25,13 +30,17 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from certs.dn import DN
+from certs.errors import CertsError
 from certs.log import get_log
+from dgis.dimse.charset import Charset
 from dgis.dimse.limits import PeerAddress
 from dgis.errors import DgisError
 
 log = get_log()
 
 Right = Literal["echo", "store", "find", "move", "get", "commit"]
+SELF = "self"
 ALL_RIGHTS: frozenset[Right] = frozenset(("echo", "store", "find", "move", "get", "commit"))
 
 
@@ -49,6 +58,17 @@ def _title(text: str) -> str:
     return text.strip()
 
 
+def _dn(text: str) -> str:
+    try:
+        return str(DN.parse(text)) if text else ""
+    except CertsError as error:
+        raise ValueError(str(error)) from error
+
+
+def _charset(text: str) -> str:
+    return Charset.parse(text).value if text else ""
+
+
 class AeEntry(BaseModel):
     """One application entity."""
 
@@ -60,16 +80,25 @@ class AeEntry(BaseModel):
     rights: tuple[Right, ...] = ("echo",)
     issuer: str = ""
     networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
-    certificate: str = ""  # subject DN for DICOM TLS listeners
+    certificate: Annotated[str, AfterValidator(_dn)] = ""  # subject DN: who calls, and who answers there, over TLS
+    tls: bool = False  # the destination's port is a DICOM TLS port
+    charset: Annotated[str, AfterValidator(_charset)] = ""  # the only one that it reads; "" means what it asks in
+    find_limit: int | None = Field(default=None, ge=1)  # of answers to a C-FIND, in place of the node's
 
-    def fits(self, address: str) -> bool:
-        """Whether a peer at this address may use the entry."""
-        return not self.networks or _within(address, self.networks)
+    requesters: tuple[Annotated[str, AfterValidator(_title)], ...] = ()  # who may move to it; "self" is its own title
+
+    def fits(self, address: str, certificate: str = "") -> bool:
+        """Whether a peer at this address, with this verified subject DN, may use the entry."""
+        if self.certificate and self.certificate != certificate:
+            return False
+        return not self.networks or within(address, self.networks)
 
     @property
     def destination(self) -> PeerAddress | None:
         """Where to move to, None for an entry without host and port."""
-        return PeerAddress(self.title, self.host, self.port) if self.host and self.port else None
+        if not (self.host and self.port):
+            return None
+        return PeerAddress(self.title, self.host, self.port, tls=self.tls, certificate=self.certificate)
 
 
 class _File(BaseModel):
@@ -94,13 +123,16 @@ class Caller:
     rights: frozenset[Right]
     issuer: str
     known: bool
+    charset: str = ""
+    find_limit: int | None = None
 
 
 class AeTable:
     """Looks up the table's file as it is now. Thread-safe; several processes may share the file."""
 
-    def __init__(self, path: Path, *, unknown: UnknownAe | None = None) -> None:
+    def __init__(self, path: Path, *, unknown: UnknownAe | None = None, ignore_case: bool = False) -> None:
         """Read nothing yet; a file that does not exist is an empty table."""
+        self._ignore_case = ignore_case
         self.path = path
         self._unknown = unknown or UnknownAe()
         self._lock = threading.Lock()
@@ -119,19 +151,37 @@ class AeTable:
                     log.error("ae table kept as it was", reason=str(error))
             return self._entries
 
-    def caller(self, title: str, address: str) -> Caller:
-        """Return what the AE `title` calling from `address` may do."""
+    def caller(self, title: str, address: str, certificate: str = "") -> Caller:
+        """Return what the AE `title` calling from `address` with this verified subject DN may do.
+
+        A title that is bound to a certificate has no rights without it: nobody takes it by naming it.
+        """
         wanted = title.strip()
-        for entry in self.entries():
-            if entry.title == wanted and entry.fits(address):
-                return Caller(wanted, frozenset(entry.rights), entry.issuer, known=True)
-        allowed = not self._unknown.networks or _within(address, self._unknown.networks)
+        named = [entry for entry in self.entries() if self._same(entry.title, wanted)]
+        for entry in named:
+            if entry.fits(address, certificate):
+                return _caller(wanted, entry)
+        if any(entry.certificate for entry in named):
+            return Caller(wanted, frozenset(), "", known=False)
+        allowed = not self._unknown.networks or within(address, self._unknown.networks)
         return Caller(wanted, self._unknown.rights if allowed else frozenset(), "", known=False)
 
     def destination(self, title: str) -> PeerAddress | None:
         """Return where the move destination `title` listens, None when the table does not say."""
-        found = (e.destination for e in self.entries() if e.title == title.strip())
+        found = (e.destination for e in self.entries() if self._same(e.title, title.strip()))
         return next((peer for peer in found if peer is not None), None)
+
+    def may_move(self, requester: str, title: str) -> bool:
+        """Whether the AE `requester` may move to `title`; who is not named in its `requesters` may not, if any is."""
+        for entry in self.entries():
+            if entry.destination is not None and self._same(entry.title, title.strip()):
+                allowed = (entry.title if one == SELF else one for one in entry.requesters)
+                return not entry.requesters or any(self._same(one, requester.strip()) for one in allowed)
+        return True
+
+    def _same(self, one: str, other: str) -> bool:
+        """Compare AE titles; no character of a title is a wildcard."""
+        return one.casefold() == other.casefold() if self._ignore_case else one == other
 
     def put(self, entry: AeEntry) -> None:
         """Add an entry in place of those with the same title and networks."""
@@ -145,6 +195,12 @@ class AeTable:
         if len(kept) != len(before):
             write(self.path, kept)
         return len(kept) != len(before)
+
+
+def _caller(title: str, entry: AeEntry) -> Caller:
+    return Caller(
+        title, frozenset(entry.rights), entry.issuer, known=True, charset=entry.charset, find_limit=entry.find_limit
+    )
 
 
 def read(path: Path) -> tuple[AeEntry, ...]:
@@ -190,7 +246,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _within(address: str, networks: tuple[str, ...]) -> bool:
+def within(address: str, networks: tuple[str, ...]) -> bool:
+    """Say whether an address lies in one of the networks; no networks, or no address: no."""
     try:
         peer = ipaddress.ip_address(address)
     except ValueError:

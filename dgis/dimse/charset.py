@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydicom.charset import convert_encodings, decode_bytes, encode_string
-from pydicom.charset import python_encoding as _encodings
-from pydicom.valuerep import PersonName
+from catalog.charset import is_defined, repertoire
+from catalog.text import decode, terms_of
 
 UTF8 = "ISO_IR 192"
-_NAME_DELIMITERS = {0x5C, 0x5E, 0x3D, 0x0D, 0x0A, 0x09, 0x0C}
-_TEXT_DELIMITERS = {0x5C, 0x0D, 0x0A, 0x09, 0x0C}
+LATIN1 = "ISO_IR 100"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +19,17 @@ class Charset:
 
     @classmethod
     def of(cls, value: bytes | None) -> Charset:
-        """Read (0008,0005); an unknown term is passed over, its data is then read as ASCII with replacements."""
-        text = (value or b"").decode("ascii", "replace").strip("\x00 ")
-        terms = tuple(term.strip() for term in text.split("\\")) if text else ()
-        return cls(tuple(term for i, term in enumerate(terms) if term in _encodings or (i == 0 and not term)))
+        """Read (0008,0005); an unknown term is passed over, its data is then read like undeclared text."""
+        terms = terms_of(value or b"")
+        return cls(terms if any(terms) else ())
+
+    @classmethod
+    def parse(cls, text: str) -> Charset:
+        """Read terms as an operator writes them. Raises ValueError for one that the standard does not define."""
+        terms = tuple(term.strip() for term in text.split("\\"))
+        if not text.strip() or not all(is_defined(term) for term in terms):
+            raise ValueError("defined terms of PS3.3 C.12.1.1.2, like ISO_IR 100 or ISO 2022 IR 6\\ISO 2022 IR 87")
+        return cls(terms)
 
     @property
     def value(self) -> str:
@@ -32,34 +37,17 @@ class Charset:
         return "\\".join(self.terms)
 
     def decode(self, raw: bytes, *, name: bool) -> str:
-        """Decode a text value, person names by component."""
-        if raw.isascii() and b"\x1b" not in raw:
-            return raw.decode("ascii")
-        return decode_bytes(raw, self._python(), _NAME_DELIMITERS if name else _TEXT_DELIMITERS)
+        """Decode a text value, person names by component, exactly as the catalog reads stored ones."""
+        return decode(raw, self.terms, name=name)
 
     def encode(self, text: str, *, name: bool) -> bytes | None:
         """Encode a text value; None when this set cannot represent it."""
         if text.isascii():
             return text.encode("ascii")
-        if not self.terms:
-            return None
-        encodings = self._python()
-        if not all(char.isascii() or _one_of(char, encodings) for char in text):
-            return None
-        if len(encodings) == 1:
-            return text.encode(encodings[0])
-        raw = PersonName(text).encode(encodings) if name else encode_string(text, encodings)
-        return raw if self.decode(raw, name=name) == text else None
+        return repertoire(self.terms).encode(text, name=name)
 
-    def _python(self) -> list[str]:
-        return list(convert_encodings(list(self.terms)))
-
-
-def _one_of(char: str, encodings: list[str]) -> bool:
-    for encoding in encodings:
-        try:
-            char.encode(encoding)
-        except (UnicodeError, LookupError):
-            continue
-        return True
-    return False
+    def replace(self, text: str, *, name: bool) -> tuple[bytes, int]:
+        """Encode with a question mark for each character that this set does not have; say how many those were."""
+        held = [char if char == "\\" or self.encode(char, name=name) is not None else "" for char in text]
+        whole = self.encode("".join(char or "?" for char in held), name=name)
+        return (whole if whole is not None else b""), sum(not char for char in held)

@@ -26,6 +26,8 @@ class Field(IntEnum):
     C_FIND = 0x0020
     C_MOVE = 0x0021
     C_ECHO = 0x0030
+    N_EVENT_REPORT = 0x0100
+    N_ACTION = 0x0130
     C_CANCEL = 0x0FFF
 
 
@@ -78,6 +80,26 @@ class Command:
     def instance(self) -> str:
         """Affected SOP Instance UID (0000,1000)."""
         return self._text(0x1000)
+
+    @property
+    def requested_class(self) -> str:
+        """Requested SOP Class UID (0000,0003), of an N-ACTION."""
+        return self._text(0x0003)
+
+    @property
+    def requested_instance(self) -> str:
+        """Requested SOP Instance UID (0000,1001), of an N-ACTION."""
+        return self._text(0x1001)
+
+    @property
+    def event_type(self) -> int:
+        """Event Type ID (0000,1002)."""
+        return self._short(0x1002)
+
+    @property
+    def action_type(self) -> int:
+        """Action Type ID (0000,1008)."""
+        return self._short(0x1008)
 
     @property
     def move_destination(self) -> str:
@@ -146,8 +168,16 @@ class Answer:
     has_data_set: bool = False
 
 
+# What a response repeats of its request beside the Affected SOP Class UID (PS3.7 9.3.1, 10.3.1, 10.3.4).
+_ECHOED: Mapping[int, tuple[tuple[int, int], ...]] = {
+    Field.C_STORE: ((0x1000, 0x1000),),
+    Field.N_EVENT_REPORT: ((0x1000, 0x1000), (0x1002, 0x1002)),
+    Field.N_ACTION: ((0x0003, 0x0002), (0x1001, 0x1000), (0x1008, 0x1008)),
+}
+
+
 def response(request: Command, answer: Answer) -> bytes:
-    """Encode the response to a C-STORE, C-FIND, C-MOVE, C-GET or C-ECHO (or the generic one to anything else)."""
+    """Encode the response to a C-STORE, C-FIND, C-MOVE, C-GET, C-ECHO, N-ACTION or N-EVENT-REPORT, or a generic one."""
     values = {
         0x0100: short(request.field | RESPONSE),
         0x0120: short(request.message_id),
@@ -156,8 +186,9 @@ def response(request: Command, answer: Answer) -> bytes:
     }
     if sop_class := request.values.get(0x0002):
         values[0x0002] = sop_class
-    if request.field == Field.C_STORE and (instance := request.values.get(0x1000)):
-        values[0x1000] = instance
+    for asked, answered in _ECHOED.get(request.field, ()):
+        if value := request.values.get(asked):
+            values[answered] = value
     if answer.offending:
         values[0x0901] = b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in answer.offending)
     if answer.comment:
@@ -207,6 +238,34 @@ def echo_request(message_id: int) -> bytes:
             0x0100: short(Field.C_ECHO),
             0x0110: short(message_id),
             0x0800: short(NO_DATA_SET),
+        }
+    )
+
+
+def action_request(message_id: int, sop_class: str, instance: str, action_type: int) -> bytes:
+    """Encode an N-ACTION-RQ that its action information follows (PS3.7 10.3.4.1)."""
+    return encode(
+        {
+            0x0003: uid(sop_class),
+            0x0100: short(Field.N_ACTION),
+            0x0110: short(message_id),
+            0x0800: short(0x0001),
+            0x1001: uid(instance),
+            0x1008: short(action_type),
+        }
+    )
+
+
+def event_report_request(message_id: int, sop_class: str, instance: str, event_type: int) -> bytes:
+    """Encode an N-EVENT-REPORT-RQ that its event information follows (PS3.7 10.3.1.1)."""
+    return encode(
+        {
+            0x0002: uid(sop_class),
+            0x0100: short(Field.N_EVENT_REPORT),
+            0x0110: short(message_id),
+            0x0800: short(0x0001),
+            0x1000: uid(instance),
+            0x1002: short(event_type),
         }
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dgis.dimse import command as dimse
 from dgis.dimse.limits import PeerAddress, Timeouts
 from dgis.dimse.negotiation import IMPLICIT_LE, VERIFICATION
+from dgis.dimse.refusal import refusal, unopened
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal, silence_upstream
 from dgis.dimse.runtime.sockets import PeerGone
@@ -28,16 +29,21 @@ class EchoAnswer:
 
 def echo(host: str, port: int, *, called_aet: str, calling_aet: str) -> EchoAnswer:
     """Associate, send one C-ECHO, release. Never raises for what the peer does; takes at most about 15 s."""
+    return echo_peer(GridAE(calling_aet, timeouts=_TIMEOUTS), PeerAddress(called_aet, host, port))
+
+
+def echo_peer(ae: GridAE, peer: PeerAddress) -> EchoAnswer:
+    """The same with an AE of one's own, which may speak DICOM TLS."""
     silence_upstream()
-    ae = GridAE(calling_aet, timeouts=_TIMEOUTS)
+    calling_aet, called_aet = ae.ae_title, peer.title
     started = time.monotonic()
     try:
-        peer = PeerAddress(called_aet, host, port)
         association = ae.open(peer, [Proposal(VERIFICATION, (IMPLICIT_LE,))], user=NobodyServed())
     except OSError as error:
-        return EchoAnswer(False, f"the host name cannot be resolved: {error.strerror}", time.monotonic() - started)
+        return EchoAnswer(False, unopened(error, peer), time.monotonic() - started)
     if not association.is_established:
-        return EchoAnswer(False, _refusal(association, calling_aet, called_aet), time.monotonic() - started)
+        why = refusal(association, calling=calling_aet, called=called_aet)
+        return EchoAnswer(False, why, time.monotonic() - started)
     status = _ask(association)
     seconds = time.monotonic() - started
     association.release()
@@ -51,21 +57,7 @@ def _ask(association: GridAssociation) -> int | None:
     context_id = next(iter(association.contexts))
     try:
         association.send_message(context_id, dimse.echo_request(1))
-        _, message = association.inbox.get(timeout=_TIMEOUTS.dimse)
+        _, message = association.inbox.get(timeout=association.timeouts.dimse)
     except (PeerGone, queue.Empty):
         return None
     return message.command.status if message is not None else None
-
-
-def _refusal(association: GridAssociation, calling: str, called: str) -> str:
-    if not association.is_rejected:
-        return f"no association: nothing answers there as an AE within {_TIMEOUTS.connect:.0f} s"
-    primitive = association.acceptor.primitive
-    source, reason = getattr(primitive, "result_source", 0), getattr(primitive, "diagnostic", 0)
-    if (source, reason) == (1, 3):
-        return f"rejected: the peer does not know the calling AE title {calling}; register it there"
-    if (source, reason) == (1, 7):
-        return f"rejected: the peer is not called {called}"
-    if (source, reason) == (3, 2):
-        return "rejected for now: the peer has reached its limit of associations"
-    return f"rejected (source {source}, reason {reason}; PS3.8 9.3.4)"

@@ -1,130 +1,95 @@
-"""Read the identifier of a C-FIND, C-MOVE or C-GET: bytes in, Query or LocateRequest out. Pure.
-
-Values are decoded here and not by pydicom's converters, which warn with the value itself in the text and reject what
-real viewers send. What cannot be read becomes an IdentifierError; nothing of it names a value.
-"""
+"""Read the identifier of a C-FIND, C-MOVE or C-GET: bytes in, Query or LocateRequest out. Pure."""
 
 from __future__ import annotations
 
-import re
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Literal
 
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
-from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import data_element_generator
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.tag import BaseTag
 
-from catalog.keys import Level, supported
+from catalog.keys import BY_KEYWORD, HEADER_KEYS, MOMENTS, Key, Level, supported
 from catalog.wire import LocateRequest, Match, PatientKey, Query
 from dgis.dimse.charset import Charset
-from dgis.dimse.negotiation import DEFLATED_LE, EXPLICIT_BE, IMPLICIT_LE
-from dgis.dimse.status import IDENTIFIER_MISMATCH, UNABLE_TO_PROCESS
+from dgis.dimse.negotiation import Extensions
+from dgis.dimse.values import (
+    LEVEL,
+    Element,
+    IdentifierError,
+    decoded,
+    elements,
+    match_of,
+    plain,
+    uids,
+)
 
-CHARACTER_SET, LEVEL = 0x00080005, 0x00080052
+CHARACTER_SET = 0x00080005
 PATIENT_ID, PATIENT_ISSUER = 0x00100020, 0x00100021
 STUDY_UID, SERIES_UID, INSTANCE_UID = 0x0020000D, 0x0020000E, 0x00080018
 # Part of the protocol, not keys: they are answered by us or mean nothing here.
-_CONTROL = frozenset((CHARACTER_SET, LEVEL, 0x00080053, 0x00080054, 0x00080056, 0x00080201))
+_CONTROL = frozenset((CHARACTER_SET, LEVEL, 0x00080053, 0x00080054, 0x00080056))
+# Returned and never matched: a time zone is no property of an entity here, and there are no removable media.
+_NOT_MATCHED = frozenset(("TimezoneOffsetFromUTC",))
+_ALWAYS_EMPTY = frozenset(("StorageMediaFileSetID", "StorageMediaFileSetUID", "TimezoneOffsetFromUTC"))
 _UNIQUE_KEY: dict[Level, str] = {
     "PATIENT": "PatientID",
     "STUDY": "StudyInstanceUID",
     "SERIES": "SeriesInstanceUID",
     "IMAGE": "SOPInstanceUID",
 }
+_UNIQUE_TAG: dict[Level, int] = {
+    "PATIENT": PATIENT_ID, "STUDY": STUDY_UID, "SERIES": SERIES_UID, "IMAGE": INSTANCE_UID,
+}  # fmt: skip
 _LEVELS = tuple(_UNIQUE_KEY)
-_WILD_VRS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
-_RANGE_VRS = frozenset(("DA", "TM", "DT"))
-_ONE_VALUE_VRS = frozenset(("LT", "ST", "UT", "UR"))
-_BINARY_VRS = {"US": "H", "SS": "h", "UL": "L", "SL": "l"}
-# What real archives hold: hex digests, names, 70 characters. Only what cannot be meant as one is refused.
-_UID = re.compile(r"[^*?\\\x00-\x1f]{1,256}\Z")
-_MAX_KEYS, _MAX_VALUE, _MAX_INFLATED = 300, 1024, 4 * 1024 * 1024
-_FOREIGN = (
-    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError, NotImplementedError,
-    struct.error, zlib.error, BytesLengthException, InvalidDicomError,
-)  # fmt: skip
-
-
-class IdentifierError(ValueError):
-    """An identifier that cannot be served: the status to answer, a comment without values, the offending elements."""
-
-    def __init__(self, comment: str, *, status: int = IDENTIFIER_MISMATCH, offending: tuple[int, ...] = ()) -> None:
-        super().__init__(comment)
-        self.comment = comment
-        self.status = status
-        self.offending = offending
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
-    """One top-level element as received; the value of a sequence is not looked at."""
+class FindOptions:
+    """How a C-FIND is understood, by what was configured and what was negotiated.
 
-    tag: int
-    vr: str
-    value: bytes
+    `charset` is what the AE table says the caller reads. `strict` asks for the unique keys of upper levels, one value
+    each (PS3.4 C.4.1.2.1), unless relational queries were negotiated; `patient_root` counts PatientID among them.
+    """
+
+    limit: int | None = None
+    names: Literal["insensitive", "exact"] = "insensitive"
+    strict: bool = False
+    patient_root: bool = False
+    extensions: Extensions = Extensions()
+    charset: Charset | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AskedKey:
-    """One attribute the requestor wants back, whether we know it or not."""
+    """One attribute the requestor wants back, whether we know it or not; `items` are those inside a sequence.
+
+    The keyword of an attribute inside a sequence is SEQUENCE.ATTRIBUTE.
+    """
 
     tag: int
     vr: str
     keyword: str
+    items: tuple[AskedKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FindRequest:
-    """A C-FIND as understood. `unsupported`: some key is neither matched nor answered (FF01 instead of FF00)."""
+    """A C-FIND as understood. `unsupported` are keys neither matched nor answered (FF01 instead of FF00).
+
+    Answers are written in `charset`; `forced` says that nothing else may be chosen for the caller.
+    """
 
     query: Query
     asked: tuple[AskedKey, ...]
     charset: Charset
-    unsupported: bool
-
-
-def elements(raw: bytes | None, syntax: str) -> tuple[Element, ...]:
-    """Read the top-level elements; raise IdentifierError when the bytes are no data set in this syntax."""
-    if not raw:
-        raise IdentifierError("no identifier", offending=(LEVEL,))
-    try:
-        if syntax == DEFLATED_LE:
-            raw = _inflate(raw)
-        stream = BytesIO(raw)
-        found = tuple(_elements(stream, syntax))
-    except _FOREIGN as error:
-        raise IdentifierError("the identifier cannot be parsed", status=UNABLE_TO_PROCESS) from error
-    if len(found) > _MAX_KEYS:
-        raise IdentifierError("too many keys", status=UNABLE_TO_PROCESS)
-    return found
-
-
-def _inflate(raw: bytes) -> bytes:
-    engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = engine.decompress(raw, _MAX_INFLATED)
-    if engine.unconsumed_tail:
-        raise ValueError("inflates beyond reason")
-    return data
-
-
-def _elements(stream: BytesIO, syntax: str) -> Iterator[Element]:
-    implicit, little = syntax == IMPLICIT_LE, syntax != EXPLICIT_BE
-    for item in data_element_generator(stream, implicit, little):
-        tag = int(item.tag)
-        known = dictionary_VR(tag).split(" ")[0] if dictionary_has_tag(tag) else "UN"
-        vr = known if implicit or not item.VR else str(item.VR)
-        value = item.value if isinstance(item.value, bytes) else b""
-        yield Element(tag, vr, value)
+    unsupported: tuple[str, ...] = ()
+    forced: bool = False
 
 
 def level_of(found: tuple[Element, ...]) -> Level:
     """Return the Query/Retrieve Level (PS3.4 C.4.1.1.3.1)."""
-    text = next((_text(e) for e in found if e.tag == LEVEL), "")
+    text = next((plain(e) for e in found if e.tag == LEVEL), "")
     if text not in _LEVELS:
         raise IdentifierError("Query/Retrieve Level missing or unknown", offending=(LEVEL,))
     return text
@@ -133,63 +98,97 @@ def level_of(found: tuple[Element, ...]) -> Level:
 # --- C-FIND ----------------------------------------------------------------------------------------------------------
 
 
-def find_request(
-    raw: bytes | None, syntax: str, *, limit: int | None, names: Literal["insensitive", "exact"]
-) -> FindRequest:
-    """Understand a C-FIND identifier. One row more than `limit` is asked for, to tell "all" from "cut off"."""
+def find_request(raw: bytes | None, syntax: str, options: FindOptions) -> FindRequest:
+    """Understand a C-FIND identifier. One row more than the limit is asked for, to tell "all" from "cut off"."""
     found = elements(raw, syntax)
     level = level_of(found)
-    charset = Charset.of(next((e.value for e in found if e.tag == CHARACTER_SET), None))
-    known = supported(level)
-    keys = [e for e in found if e.tag not in _CONTROL and e.tag & 0xFFFF]
-    asked = tuple(AskedKey(e.tag, e.vr, keyword_for_tag(BaseTag(e.tag))) for e in keys)
-    matches = tuple(
-        match
-        for element, key in zip(keys, asked, strict=True)
-        if key.keyword in known and (match := _match(element, key.keyword, charset)) is not None
-    )
-    wanted = [key.keyword for key in asked if key.keyword in known]
+    if options.strict and not options.extensions.relational:
+        _check_upper_keys(found, level, options.patient_root)
+    named = Charset.of(next((e.value for e in found if e.tag == CHARACTER_SET), None))
+    reading = named if named.terms or options.charset is None else options.charset
+    keys = _Keys(level, reading)
+    for element in found:
+        if element.tag not in _CONTROL and element.tag & 0xFFFF:
+            keys.add(element)
+    matches = _as_moments(keys.matches) if options.extensions.date_time else keys.matches
     query = Query(
         level=level,
-        matches=matches,
-        keys=tuple(dict.fromkeys((*wanted, _UNIQUE_KEY[level], "InstanceAvailability"))),
-        limit=None if limit is None else limit + 1,
-        names=names,
+        matches=tuple(matches),
+        keys=tuple(dict.fromkeys((*keys.wanted, _UNIQUE_KEY[level], "InstanceAvailability"))),
+        limit=None if options.limit is None else options.limit + 1,
+        names=options.names,
     )
-    return FindRequest(query, asked, charset, unsupported=any(key.keyword not in known for key in asked))
+    return FindRequest(
+        query,
+        tuple(keys.asked),
+        options.charset or named,
+        unsupported=tuple(keys.unsupported),
+        forced=options.charset is not None,
+    )
 
 
-def _match(element: Element, keyword: str, charset: Charset) -> Match | None:
-    """Return what an element asks to match; None for universal matching (PS3.4 C.2.2.2)."""
-    if element.vr in _BINARY_VRS:
-        return _number(element, keyword)
-    if element.vr == "UI":
-        uids = _uids(element)
-        return Match(keyword=keyword, op="in" if len(uids) > 1 else "eq", values=uids) if uids else None
-    text = _decoded(element, charset)
-    if not text or not text.strip("*"):
-        return None
-    if len(text) > _MAX_VALUE:
-        raise IdentifierError("a value is too long", offending=(element.tag,))
-    zone = element.vr == "DT" and re.fullmatch(r"\d{4,14}(\.\d+)?[+-]\d{4}", text)
-    if element.vr in _RANGE_VRS and "-" in text and not zone:
-        return _range(text, keyword)
-    values = [text] if element.vr in _ONE_VALUE_VRS else [part.strip() for part in text.split("\\") if part.strip()]
-    if element.vr in _WILD_VRS and len(values) == 1 and ("*" in text or "?" in text):
-        return Match(keyword=keyword, op="wild", values=(text,))
-    return Match(keyword=keyword, op="in" if len(values) > 1 else "eq", values=tuple(values)) if values else None
+class _Keys:
+    """Sorts the elements of an identifier into what is matched, what is returned and what nobody knows."""
+
+    def __init__(self, level: Level, charset: Charset) -> None:
+        self._known, self._charset = supported(level), charset
+        self.matches: list[Match] = []
+        self.asked: list[AskedKey] = []
+        self.wanted: list[str] = []
+        self.unsupported: list[str] = []
+
+    def add(self, element: Element) -> None:
+        keyword = keyword_for_tag(BaseTag(element.tag))
+        if element.vr == "SQ":
+            self._add_sequence(element, keyword)
+        else:
+            self.asked.append(self._one(element, keyword))
+
+    def _one(self, element: Element, keyword: str) -> AskedKey:
+        if keyword not in _NOT_MATCHED and (keyword in self._known or keyword in BY_KEYWORD):
+            match = match_of(element, keyword, self._charset)  # attributes of lower levels are matched, not returned
+            self.matches += [match] if match is not None else []
+        if keyword in self._known:
+            self.wanted.append(keyword)
+        elif keyword not in _ALWAYS_EMPTY:
+            self.unsupported.append(keyword or f"{element.tag:08X}")
+        return AskedKey(element.tag, element.vr, keyword)
+
+    def _add_sequence(self, element: Element, keyword: str) -> None:
+        """Match and return inside the item; a sequence without one asks for all of it (PS3.4 C.2.2.2.6)."""
+        inside = [key for key in HEADER_KEYS if key.path[0] == element.tag]
+        given = element.items() if inside else ()
+        if not any(key.keyword in self._known for key in inside) and not given:
+            self.unsupported.append(keyword or f"{element.tag:08X}")
+        items = [self._one(one, f"{keyword}.{keyword_for_tag(BaseTag(one.tag)) or one.tag}") for one in given]
+        items += [] if given else [self._whole(key) for key in inside if key.keyword in self._known]
+        self.asked.append(AskedKey(element.tag, "SQ", keyword, tuple(sorted(items, key=lambda item: item.tag))))
+
+    def _whole(self, key: Key) -> AskedKey:
+        self.wanted.append(key.keyword)
+        return AskedKey(key.path[-1], dictionary_VR(key.path[-1]), key.keyword)
 
 
-def _number(element: Element, keyword: str) -> Match | None:
-    code = _BINARY_VRS[element.vr]
-    if len(element.value) != struct.calcsize(code):
-        return None  # zero length is universal; more than one value cannot be matched
-    return Match(keyword=keyword, op="eq", values=(str(struct.unpack("<" + code, element.value)[0]),))
+def _as_moments(matches: Iterable[Match]) -> list[Match]:
+    """Join the ranges of a date and its time to one range of moments (PS3.4 C.2.2.2.5)."""
+    ranges = {match.keyword: match for match in matches if match.op == "range"}
+    joined: dict[str, Match] = {}
+    for keyword, (date, time) in MOMENTS.items():
+        if date in ranges and time in ranges:
+            ends = zip(ranges[date].values, ranges[time].values, strict=True)
+            values = tuple(day + clock if len(day) == 8 else day for day, clock in ends)
+            joined[date] = joined[time] = Match(keyword=keyword, op="range", values=values)
+    return list(dict.fromkeys(joined.get(match.keyword, match) for match in matches))
 
 
-def _range(text: str, keyword: str) -> Match | None:
-    low, _, high = (part.strip() for part in text.partition("-"))
-    return Match(keyword=keyword, op="range", values=(low, high)) if low or high else None
+def _check_upper_keys(found: tuple[Element, ...], level: Level, patient_root: bool) -> None:
+    depth = _LEVELS.index(level)
+    for upper in _LEVELS[0 if patient_root else 1 : depth]:
+        element = next((e for e in found if e.tag == _UNIQUE_TAG[upper]), None)
+        text = plain(element) if element is not None else ""
+        if not text or any(mark in text for mark in "*?\\"):
+            comment = f"level {level} needs one value of {_UNIQUE_KEY[upper]}"
+            raise IdentifierError(comment, offending=(_UNIQUE_TAG[upper],))
 
 
 # --- C-MOVE, C-GET ---------------------------------------------------------------------------------------------------
@@ -204,9 +203,9 @@ def locate_request(raw: bytes | None, syntax: str) -> LocateRequest:
     level = level_of(tuple(found.values()))
     if level == "PATIENT":
         return LocateRequest(patients=_patients(found))
-    lists = {tag: _uids(found[tag]) if tag in found else () for tag in (STUDY_UID, SERIES_UID, INSTANCE_UID)}
+    lists = {tag: uids(found[tag]) if tag in found else () for tag in (STUDY_UID, SERIES_UID, INSTANCE_UID)}
     depth = _LEVELS.index(level)
-    needed = (STUDY_UID, SERIES_UID, INSTANCE_UID)[depth - 1]
+    needed = _UNIQUE_TAG[level]
     if not lists[needed]:
         raise IdentifierError(f"the unique key of level {level} is missing", offending=(needed,))
     return LocateRequest(
@@ -218,32 +217,12 @@ def locate_request(raw: bytes | None, syntax: str) -> LocateRequest:
 
 def _patients(found: dict[int, Element]) -> tuple[PatientKey, ...]:
     charset = Charset.of(found[CHARACTER_SET].value if CHARACTER_SET in found else None)
-    ids = _decoded(found[PATIENT_ID], charset).split("\\") if PATIENT_ID in found else []
+    ids = decoded(found[PATIENT_ID], charset).split("\\") if PATIENT_ID in found else []
     ids = [one.strip() for one in ids if one.strip()]
     if not ids or any("*" in one or "?" in one for one in ids):
         raise IdentifierError("the unique key of level PATIENT is missing", offending=(PATIENT_ID,))
-    issuer = _decoded(found[PATIENT_ISSUER], charset) if PATIENT_ISSUER in found else ""
+    issuer = decoded(found[PATIENT_ISSUER], charset) if PATIENT_ISSUER in found else ""
     return tuple(PatientKey(issuer=issuer or None, patient_id=one) for one in ids)
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-
-def _text(element: Element) -> str:
-    return element.value.decode("ascii", "replace").strip("\x00 ")
-
-
-def _decoded(element: Element, charset: Charset) -> str:
-    return charset.decode(element.value, name=element.vr == "PN").strip("\x00 ")
-
-
-def _uids(element: Element) -> tuple[str, ...]:
-    """Return the list of UIDs; none for universal matching. Anything that cannot be a UID is refused."""
-    parts = [part.strip("\x00 ") for part in element.value.decode("ascii", "replace").split("\\")]
-    uids = tuple(dict.fromkeys(part for part in parts if part and part != "*"))
-    if any(not _UID.match(uid) for uid in uids):
-        raise IdentifierError("not a UID", offending=(element.tag,))
-    return uids
 
 
 def unique_key(level: Level) -> str:

@@ -9,11 +9,15 @@ MAX_PDU = 131072  # the top of DCMTK's range; larger gains nothing (measured)
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Where to connect: AE title, host name or address, port."""
+    """Where to connect: AE title, host name or address, port; over TLS its certificate's subject DN, "" for any
+    that names the host.
+    """
 
     title: str
     host: str
     port: int
+    tls: bool = False
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,15 @@ class Timeouts:
 class Limits:
     """How many peers one process serves; `spare` more may be in the middle of being refused.
 
-    `waiting` connections may be open that have not yet sent an A-ASSOCIATE-RQ, each for `artim` seconds.
+    `waiting` connections may be open on each port that have not yet sent an A-ASSOCIATE-RQ, each for `artim` seconds;
+    on the TLS port the handshake has to be over in `handshake` seconds before. `retrieves` run at once, with their
+    threads and files each.
     """
 
     total: int = 200
     per_ae: int = 100
     waiting: int = 256
     artim: float = 10.0
+    handshake: float = 10.0
     spare: int = 64
+    retrieves: int = 64

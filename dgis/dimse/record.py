@@ -18,6 +18,10 @@ class AssociationRecord:
     calling: str
     called: str
     address: str
+    certificate: str = ""  # subject DN of the caller, verified
+    user: str = ""  # from user identity negotiation: a claim unless `user_checked`
+    user_checked: bool = False
+    tls: bool = False
     started: float = field(default_factory=time.monotonic)
     stored: int = 0
     stored_bytes: int = 0
@@ -48,5 +52,15 @@ class AssociationRecord:
             peer=self.address,
             how=how,
             seconds=round(time.monotonic() - self.started, 3),
+            **self._identity(),
             **counts,
         )
+
+    def _identity(self) -> dict[str, str | bool]:
+        """Who it was, as far as is known; nothing for an AE title on a plain port."""
+        facts: dict[str, str | bool] = {"tls": True} if self.tls else {}
+        if self.certificate:
+            facts["certificate"] = self.certificate
+        if self.user:
+            facts["user"], facts["user_checked"] = self.user, self.user_checked
+        return facts

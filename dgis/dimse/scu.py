@@ -1,118 +1,39 @@
-"""C-STORE as SCU: instances go out as they are stored, straight from their file."""
+"""C-STORE as SCU: instances go out straight from their file, as they are stored unless the peer does not take that."""
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from dgis.dimse import command as dimse
 from dgis.dimse import status
-from dgis.dimse.command import PDV_HEAD_LENGTH, CommandError, MoveOriginator
+from dgis.dimse.command import CommandError, MoveOriginator
 from dgis.dimse.limits import PeerAddress
 from dgis.dimse.messages import Message, Sink
-from dgis.dimse.negotiation import Context, Rejection, Verdict
+from dgis.dimse.negotiation import Context, Rejection, Request, Verdict
+from dgis.dimse.outgoing import AS_STORED, MAX_CONTEXTS, Adapter, Outgoing, Route, context_for, contexts_of
 from dgis.dimse.record import log
+from dgis.dimse.refusal import refusal
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal
 from dgis.dimse.runtime.sockets import PeerGone
+from dgis.dimse.sending import SendCancelled, send_data_set
+from dgis.transcode.errors import TranscodeError
 
-_MAX_CONTEXTS = 128
 _MAX_DEAD = 3  # associations lost one after the other before a destination is given up
 _RETRY_AFTER = (0.3, 0.9)  # a viewer may open its listener only when it has asked for the move
-
-
-class SendCancelled(Exception):
-    """The one who wanted the instance does not want it any more; the association was aborted in mid-message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One instance to send: `length` bytes of data set from `offset` of `path`."""
-
-    sop_class: str
-    instance: str
-    transfer_syntax: str
-    path: Path
-    offset: int
-    length: int
-
-
-def send_data_set(
-    association: GridAssociation,
-    context_id: int,
-    request: bytes,
-    item: Outgoing,
-    *,
-    cancelled: Callable[[], bool] | None = None,
-) -> None:
-    """Write a C-STORE-RQ and its data set; memory holds one fragment.
-
-    Raises OSError before anything is sent when the file cannot be read; PeerGone when the association ends;
-    SendCancelled when `cancelled` came true (then the association has been aborted).
-    """
-    limit = association.peer_max_pdu
-    room = dimse.fragment_room(limit)
-    with item.path.open("rb", buffering=0) as stream:
-        if os.fstat(stream.fileno()).st_size < item.offset + item.length:
-            raise OSError("the file is shorter than the object")
-        stream.seek(item.offset)
-        with association.turn():
-            for pdu in dimse.p_data(context_id, request, is_command=True, max_pdu=limit):
-                association.write_in_turn(pdu)
-            if _write_file(association, context_id, stream.readinto, item.length, room, cancelled):
-                return
-    association.abort(block=False)  # outside the turn: an A-ABORT waits for it
-    raise SendCancelled
-
-
-def _write_file(
-    association: GridAssociation,
-    context_id: int,
-    readinto: Callable[[memoryview], int | None],
-    length: int,
-    room: int,
-    cancelled: Callable[[], bool] | None,
-) -> bool:
-    """Write the data set in fragments; False when it was cancelled or the file ended early, in mid-message."""
-    buffer = memoryview(bytearray(PDV_HEAD_LENGTH + min(room, max(length, 1))))
-    left = length
-    while True:
-        size = min(room, left)
-        if cancelled is not None and cancelled():
-            return False
-        if not _read_exactly(readinto, buffer[PDV_HEAD_LENGTH : PDV_HEAD_LENGTH + size]):
-            return False
-        left -= size
-        buffer[:PDV_HEAD_LENGTH] = dimse.pdv_head(context_id, size, is_command=False, last=left == 0)
-        association.write_in_turn(buffer[: PDV_HEAD_LENGTH + size])
-        if left == 0:
-            return True
-
-
-def _read_exactly(readinto: Callable[[memoryview], int | None], view: memoryview) -> bool:
-    while view:
-        count = readinto(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
 
 
 class NobodyServed:
     """The user of associations we request: they are asked nothing (see `runtime.association.AssociationUser`)."""
 
-    def admit(self, association: GridAssociation) -> Rejection | None:
+    def admit(self, association: GridAssociation, request: Request) -> Rejection | None:
         """Never asked of a requestor."""
         return None
 
-    def negotiate(
-        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
-    ) -> Verdict:
+    def negotiate(self, association: GridAssociation, request: Request) -> Verdict:
         """Never asked of a requestor."""
         return Verdict((), (), {})
 
@@ -150,31 +71,33 @@ class NobodyServed:
 class StoreSender:
     """Sends instances to one destination over as many associations as their contexts need, each opened when needed.
 
-    One context per (SOP class, transfer syntax), so that the peer cannot choose another syntax than the stored one.
-    Use from one thread; `wake` may be called from another.
+    A context per (SOP class, transfer syntax), so that the peer cannot prefer another syntax to the stored one, and one
+    with what it can be converted to. Use from one thread; `wake` may be called from another.
     """
 
     def __init__(
         self,
         ae: GridAE,
-        peer: PeerAddress,
+        peer: PeerAddress | Route,
         kinds: Iterable[tuple[str, str]],
         *,
         originator: MoveOriginator | None,
         cancelled: Callable[[], bool],
+        adapter: Adapter = AS_STORED,
     ) -> None:
         """Prepare for instances of these (SOP class, transfer syntax) kinds; connect to nobody yet."""
         self._ae = ae
-        self._peer = peer
+        self._route = peer if isinstance(peer, Route) else Route((peer,))
+        self._peer = self._route.places[0]
         self._originator = originator
         self._cancelled = cancelled
-        distinct = list(dict.fromkeys(kinds))
-        self._groups = [distinct[i : i + _MAX_CONTEXTS] for i in range(0, len(distinct), _MAX_CONTEXTS)]
-        self._group_of = {kind: number for number, group in enumerate(self._groups) for kind in group}
+        self._adapter = adapter
+        self._groups, self._group_of = _grouped(contexts_of(kinds, convertible=adapter is not AS_STORED))
         self._open: dict[int, GridAssociation] = {}
         self._message_id = 0
         self._dead = 0
         self._woken = threading.Event()
+        self.reason = ""  # why the last `send` returned None, or the peer's Error Comment
 
     elsewhere = True
 
@@ -191,9 +114,34 @@ class StoreSender:
         association = self._association(self._group_of[item.sop_class, item.transfer_syntax])
         if association is None:
             return None
-        context_id = _context_for(association, item)
-        if context_id is None:
+        context = context_for(association.contexts.values(), item)
+        if context is None:
+            self.reason = "the peer does not accept this SOP class in this transfer syntax"
             return None
+        try:
+            with self._adapter.adapted(item, context.transfer_syntax, cancelled=self._cancelled) as ready:
+                return self._deliver(*self._still_open(association, context, ready), ready)
+        except TranscodeError as error:
+            self.reason = str(error)
+            return None
+
+    def _still_open(
+        self, association: GridAssociation, context: Context, item: Outgoing
+    ) -> tuple[GridAssociation, int]:
+        """Return where to send now: a peer that did not wait for a conversion is asked for an association again."""
+        if not association.over.is_set() or self._cancelled():
+            return association, context.id
+        group = next((number for number, one in self._open.items() if one is association), None)
+        if group is not None:
+            del self._open[group]
+            again = self._association(group)
+            same = context_for(again.contexts.values(), item) if again is not None else None
+            if again is not None and same is not None and same.transfer_syntax == item.transfer_syntax:
+                return again, same.id
+        return association, context.id
+
+    def _deliver(self, association: GridAssociation, context_id: int, item: Outgoing) -> int | None:
+        self.reason = ""
         self._message_id = self._message_id % 0xFFFF + 1
         request = dimse.store_request(self._message_id, item.sop_class, item.instance, self._originator)
         try:
@@ -202,6 +150,7 @@ class StoreSender:
         except (PeerGone, SendCancelled):
             answer = None
         if answer is None:
+            self.reason = "the association ended before the peer had answered"
             self._lost(association)
         else:
             self._dead = 0
@@ -225,17 +174,18 @@ class StoreSender:
     def _association(self, group: int) -> GridAssociation | None:
         if group in self._open or self.given_up or self._cancelled():
             return self._open.get(group)
-        proposals = [Proposal(sop_class, (syntax,)) for sop_class, syntax in self._groups[group]]
         try:
-            association = self._connect(proposals)
+            association = self._connect(self._groups[group])
         except OSError as error:
             log.warning("move destination not resolved", destination=self._peer.title, reason=error.strerror)
             self._dead = _MAX_DEAD
+            self.reason = f"the host name cannot be resolved: {error.strerror}"
             return None
         if association.is_established:
             self._open[group] = association
             return association
-        log.warning("move destination not reached", destination=self._peer.title, rejected=association.is_rejected)
+        self.reason = refusal(association, calling=self._ae.ae_title, called=self._peer.title)
+        log.warning("move destination not reached", destination=self._peer.title, reason=self.reason)
         # Nobody there, or all contexts refused: neither gets better by asking for each instance again.
         self._dead = _MAX_DEAD if len(self._groups) == 1 else self._dead + 1
         return None
@@ -244,11 +194,24 @@ class StoreSender:
         """Open an association; try again for a moment when nobody listens or the peer is busy. Raises OSError."""
         for pause in _RETRY_AFTER:
             started = time.monotonic()
-            association = self._ae.open(self._peer, proposals, user=NobodyServed())
+            association = self._connect_once(proposals)
             slow = time.monotonic() - started > pause  # silence has cost a timeout already
             if association.is_established or slow or not _may_change(association) or self._woken.wait(pause):
                 return association
-        return self._ae.open(self._peer, proposals, user=NobodyServed())
+        return self._connect_once(proposals)
+
+    def _connect_once(self, proposals: list[Proposal]) -> GridAssociation:
+        """Try each place; the one that answers is kept to."""
+        for place in self._route.places:
+            self._peer = place
+            association = self._ae.open(place, proposals, user=NobodyServed())
+            if association.is_established:
+                self._route.reached(place)
+                self._route = Route((place,))
+                break
+            if self._woken.is_set():
+                break
+        return association
 
     def _response(self, association: GridAssociation) -> int | None:
         """Wait for the C-STORE-RSP to the last request; None when it does not come."""
@@ -259,6 +222,7 @@ class StoreSender:
             except queue.Empty:
                 message = None
             if message is not None and message.command.responding_to == self._message_id:
+                self.reason = comment_of(message.command)
                 return message.command.status
             if message is None and (association.over.is_set() or self._cancelled() or time.monotonic() >= deadline):
                 association.abort()
@@ -278,11 +242,24 @@ def _may_change(association: GridAssociation) -> bool:
     return answer is None or answer.result == 0x02
 
 
-def _context_for(association: GridAssociation, item: Outgoing) -> int | None:
-    for context in association.contexts.values():
-        if context.abstract_syntax == item.sop_class and context.transfer_syntax == item.transfer_syntax:
-            return context.id
-    return None
+def _grouped(
+    blocks: Iterable[list[tuple[str, tuple[str, ...]]]],
+) -> tuple[list[list[Proposal]], dict[tuple[str, str], int]]:
+    """Return the proposals of each association, and which association serves a (SOP class, transfer syntax)."""
+    groups: list[list[Proposal]] = []
+    group_of: dict[tuple[str, str], int] = {}
+    for block in blocks:
+        if not groups or len(groups[-1]) + len(block) > MAX_CONTEXTS:
+            groups.append([])
+        groups[-1] += [Proposal(sop_class, syntaxes) for sop_class, syntaxes in block]
+        for sop_class, syntaxes in block:
+            group_of.setdefault((sop_class, syntaxes[0]), len(groups) - 1)
+    return groups, group_of
+
+
+def comment_of(command: dimse.Command) -> str:
+    """Return the Error Comment (0000,0902) of a response."""
+    return command.values.get(0x0902, b"").decode("ascii", "replace").strip("\x00 ")
 
 
 def outcome(answer: int | None) -> str:

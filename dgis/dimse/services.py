@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from catalog.wire import Located, LocateRequest, Query, Row
+from dgis.commit_answers import Answered
+from dgis.commitment import ReportBy, Transaction
 from dgis.dimse.ae import AeTable
+from dgis.dimse.learned import Destinations
 from dgis.dimse.limits import MAX_PDU, Limits, Timeouts
+from dgis.dimse.outgoing import Adapter
+from dgis.dimse.users import Policy
 from dgis.record import Arrival
 
 
@@ -37,6 +42,35 @@ class Ingest(Protocol):
 
     def forget(self, association_id: str) -> None:
         """The association ended without release."""
+
+
+class Commitment(Protocol):
+    """Where storage commitment transactions are kept (`dgis.commit_store.CommitmentStore`). Thread-safe."""
+
+    def accept(self, transaction: Transaction) -> bool:
+        """Keep one durably. Raises TransactionConflict, TooManyTransactions, SpoolError."""
+
+    def hold(self, key: str) -> None:
+        """Say that this process reports it on the requester's association."""
+
+    def release(self, key: str) -> None:
+        """Leave the report to the worker. Safe to repeat."""
+
+    def stamp(self, key: str) -> tuple[int, int] | None:
+        """Return something that changes when the transaction does; None when it is not open."""
+
+    def read(self, key: str) -> Transaction | None:
+        """Return an open transaction."""
+
+    def finish(self, key: str, state: Literal["reported", "given_up"], note: str = "") -> None:
+        """Close it. Raises SpoolError."""
+
+
+class Answers(Protocol):
+    """Where reports go that somebody on this machine waits for (`dgis.commit_answers.CommitAnswers`). Thread-safe."""
+
+    def put(self, transaction_uid: str, answered: Answered) -> bool:
+        """Keep one; False when nobody waits for it. Raises SpoolError."""
 
 
 class Search(Protocol):
@@ -109,13 +143,22 @@ class DimseSettings:
     issuer: str = ""  # of patient IDs whose sender names none, unless the AE table does
     accept_any_called: bool = False
     also_called: tuple[str, ...] = ()
+    ignore_title_case: bool = False
+    user_identity: Policy = "accept"
+    users: Mapping[str, str] = field(default_factory=dict)  # hashed passcodes by name, see `users`
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_pdu: int = MAX_PDU
     find_limit: int | None = None
     names: Literal["insensitive", "exact"] = "insensitive"
+    hierarchy: Literal["lenient", "strict"] = "lenient"
     settle: float = 2.0
+    commit_report: ReportBy = "new"
     shutdown_grace: float = 3.0
+
+
+def ignore(_count: int) -> None:
+    """Count nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +169,8 @@ class Services:
     search: Search
     retrieve: Retrieve
     ae_table: AeTable
+    commitment: Commitment | None = None  # None: the service is not offered
+    commit_answers: Answers | None = None  # None: we never ask others
+    adapter: Adapter | None = None  # None: everything goes out as it is stored
+    destinations: Destinations | None = None  # None: of the AE table alone
+    replaced: Callable[[int], None] = ignore  # counts characters that a forced character set does not have

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from catalog.errors import CatalogIncomplete, CatalogRefused, CatalogUnavailable, UnknownSubject
 from catalog.wire import (
+    Conflict,
     InstanceRecord,
     Located,
     LocateRequest,
@@ -48,6 +49,7 @@ class MemoryCatalog:
         self.down = False
         self.refuse: Callable[[InstanceRecord], bool] = lambda record: False
         self.reject: Callable[[InstanceRecord], bool] = lambda record: False
+        self.open_conflicts: list[Conflict] = []
         self.rows: list[Row] = []
         self.cut_after: int | None = None
         self.queries: list[Query] = []
@@ -97,12 +99,20 @@ class MemoryCatalog:
         self._answer()
         self.locates += 1
         self.before_locate()
-        for number, (uid, record) in enumerate(self.instances.items()):
-            if request.instances and uid not in request.instances:
+        wanted = frozenset(request.instances)
+        copies: dict[str, list[ReplicaRef]] = {}
+        for (key, _, _), ref in list(self.replicas.items()):
+            copies.setdefault(key, []).append(ref)
+        for number, (uid, record) in enumerate(list(self.instances.items())):
+            if wanted and uid not in wanted:
                 continue
             if number == self.cut_after:
                 raise CatalogIncomplete("cut")
-            yield self._located(record)
+            yield self._located(record, tuple(copies.get(record.object_key, ())))
+
+    def conflicts(self, state: str | None = "open", *, limit: int = 1000) -> list[Conflict]:
+        self._answer()
+        return self.open_conflicts[:limit]
 
     def verified(self, key: str) -> set[str]:
         """The storage elements with a verified copy."""
@@ -122,7 +132,7 @@ class MemoryCatalog:
         if self.down:
             raise CatalogUnavailable("connection refused")
 
-    def _located(self, record: InstanceRecord) -> Located:
+    def _located(self, record: InstanceRecord, copies: tuple[ReplicaRef, ...]) -> Located:
         return Located(
             instance_uid=record.instance_uid,
             series_uid="1.2.3.2",
@@ -138,7 +148,7 @@ class MemoryCatalog:
                 chunks=record.chunks,
                 pixel_offset=record.pixel_offset,
             ),
-            replicas=tuple(ref for (key, _, _), ref in self.replicas.items() if key == record.object_key),
+            replicas=copies,
         )
 
     def _register(self, record: InstanceRecord) -> RegisterResult:

@@ -28,7 +28,8 @@ class Orthanc:
     nodelay: bool = False
     port: int = field(default_factory=free_port)
     http: int = field(default_factory=free_port)
-    modalities: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    modalities: dict[str, tuple[str, str, int] | dict[str, object]] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)  # more keys of its configuration
     process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Orthanc:
@@ -51,7 +52,11 @@ class Orthanc:
                     "DicomAlwaysAllowGet": True,
                     "DicomAlwaysAllowMove": True,
                     "DicomCheckCalledAet": False,
-                    "DicomModalities": {name: list(value) for name, value in self.modalities.items()},
+                    "DicomModalities": {
+                        name: value if isinstance(value, dict) else list(value)
+                        for name, value in self.modalities.items()
+                    },
+                    **self.extra,
                 }
             )
         )
@@ -79,6 +84,12 @@ class Orthanc:
         data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", data=data, timeout=120) as reply:
             return json.loads(reply.read() or b"null")
+
+    def upload(self, path: Path) -> None:
+        """Give it one file over HTTP; urllib's HTTPError when it is refused."""
+        url = f"http://127.0.0.1:{self.http}/instances"
+        with urllib.request.urlopen(url, data=path.read_bytes(), timeout=60) as reply:
+            reply.read()
 
     def cpu_seconds(self) -> float:
         assert self.process is not None

@@ -6,23 +6,34 @@ import contextlib
 import threading
 import uuid
 from collections import Counter
+from dataclasses import replace
 
 from dgis.dimse import command as dimse
-from dgis.dimse import negotiation, status
+from dgis.dimse import negotiation, status, users
+from dgis.dimse.ae import Caller
 from dgis.dimse.command import Answer, Command, Field
+from dgis.dimse.handlers.commit import commit, is_report_answer, take_event
 from dgis.dimse.handlers.find import find
 from dgis.dimse.handlers.operation import Operation, Session
 from dgis.dimse.handlers.retrieve import get, move
+from dgis.dimse.handlers.rows import Pumps
 from dgis.dimse.handlers.store import StoreSink
+from dgis.dimse.learned import seen_now
 from dgis.dimse.messages import Message, Sink
-from dgis.dimse.negotiation import Context, Rejection, Service, Verdict
+from dgis.dimse.negotiation import Context, Rejection, Request, Service, Verdict
 from dgis.dimse.record import AssociationRecord, log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.runtime.sockets import PeerGone
 from dgis.dimse.services import DimseSettings, Services
 
-_OPERATIONS = {Field.C_FIND: Service.FIND, Field.C_MOVE: Service.MOVE, Field.C_GET: Service.GET}
+_OPERATIONS = {
+    Field.C_FIND: Service.FIND,
+    Field.C_MOVE: Service.MOVE,
+    Field.C_GET: Service.GET,
+    Field.N_ACTION: Service.COMMIT,
+    Field.N_EVENT_REPORT: Service.COMMIT,
+}
 
 
 class Dispatcher:
@@ -33,42 +44,75 @@ class Dispatcher:
         self._settings = settings
         self._services = services
         self._ae = ae
-        self._called = {settings.aet.strip(), *(title.strip() for title in settings.also_called)}
+        self._called = {self._key(title) for title in (settings.aet, *settings.also_called)}
         self._lock = threading.Lock()
         self._slots: Counter[str] = Counter()
+        self._retrieving = threading.BoundedSemaphore(settings.limits.retrieves)
+        self._pumps = Pumps()
 
     # --- admission -------------------------------------------------------------------------------------------------
 
-    def admit(self, association: GridAssociation) -> Rejection | None:
-        """Decide by AE titles, address and load; nothing here waits."""
-        request = association.requestor.primitive
-        calling = str(request.calling_ae_title).strip() if request else ""
-        called = str(request.called_ae_title).strip() if request else ""
-        address = association.requestor.address
-        caller = self._services.ae_table.caller(calling, address)
-        rejection = None
-        if request is None or str(request.application_context_name) != negotiation.APPLICATION_CONTEXT:
-            rejection = negotiation.APPLICATION_CONTEXT_NOT_SUPPORTED
-        elif not self._settings.accept_any_called and called not in self._called:
-            rejection = negotiation.CALLED_AE_NOT_RECOGNISED
-        elif not caller.rights:
-            rejection = negotiation.CALLING_AE_NOT_RECOGNISED
-        elif not self._take_slot(calling):
-            rejection = negotiation.LOCAL_LIMIT_EXCEEDED
+    def admit(self, association: GridAssociation, request: Request) -> Rejection | None:
+        """Decide by AE titles, address, certificate, user and load; nothing here waits."""
+        caller = self._services.ae_table.caller(request.calling, request.address, request.certificate)
+        checked = users.verified(request.user, self._settings.users, self._settings.user_identity)
+        rejection = self._rejection(request, caller, user_refused=checked is None)
         if rejection is not None:
             log.warning(
-                "association rejected", calling=calling, called=called, peer=address, reason=rejection.diagnostic
+                "association rejected",
+                calling=request.calling,
+                called=request.called,
+                peer=request.address,
+                certificate=request.certificate,
+                reason=negotiation.explain(rejection),
             )
             return rejection
+        association.session = self._session(request, caller, user_checked=bool(checked))
+        if self._services.destinations is not None:
+            self._services.destinations.called(
+                seen_now(request.calling, request.address, tls=request.tls, certificate=request.certificate)
+            )
+        return None
+
+    def _session(self, request: Request, caller: Caller, *, user_checked: bool) -> Session:
         number = uuid.uuid4().hex
-        association.session = Session(
+        record = AssociationRecord(
+            number,
+            request.calling,
+            request.called,
+            request.address,
+            certificate=request.certificate,
+            user=request.user.name if request.user is not None else "",
+            user_checked=user_checked,
+            tls=request.tls,
+        )
+        return Session(
             association_id=number,
             caller=caller,
-            record=AssociationRecord(number, calling, called, address),
-            acting_for=f"ae:{calling}@{self._settings.site}",
+            record=record,
+            # The verified name says more than the title that anybody on the network may use.
+            acting_for=request.certificate or f"ae:{request.calling}@{self._settings.site}",
             issuer=caller.issuer or self._settings.issuer,
-            slot=calling,
+            slot=self._key(request.calling),
         )
+
+    def _key(self, title: str) -> str:
+        """An AE title as it is compared: without the spaces around it (PS3.5 6.2), and without case if so set."""
+        stripped = title.strip()
+        return stripped.casefold() if self._settings.ignore_title_case else stripped
+
+    def _rejection(self, request: Request, caller: Caller, *, user_refused: bool) -> Rejection | None:
+        """The reason to refuse this association (PS3.8 9.3.4), None when its slot is taken."""
+        if request.application_context != negotiation.APPLICATION_CONTEXT:
+            return negotiation.APPLICATION_CONTEXT_NOT_SUPPORTED
+        if not self._settings.accept_any_called and self._key(request.called) not in self._called:
+            return negotiation.CALLED_AE_NOT_RECOGNISED
+        if not caller.rights:
+            return negotiation.CALLING_AE_NOT_RECOGNISED
+        if user_refused:
+            return negotiation.USER_NOT_ACCEPTED
+        if not self._take_slot(self._key(request.calling)):
+            return negotiation.LOCAL_LIMIT_EXCEEDED
         return None
 
     def _take_slot(self, calling: str) -> bool:
@@ -79,12 +123,17 @@ class Dispatcher:
             self._slots[calling] += 1
             return True
 
-    def negotiate(
-        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
-    ) -> Verdict:
+    def negotiate(self, association: GridAssociation, request: Request) -> Verdict:
         """Answer every context; what the caller may not do is refused per operation, with a status that says so."""
-        verdict = negotiation.negotiate(proposed, roles)
-        association.session.scp_roles = frozenset(uid for uid, (_, scp) in verdict.roles.items() if scp)
+        verdict = negotiation.negotiate(request.contexts, request.roles)
+        verdict = replace(
+            verdict,
+            extended=negotiation.answer_extended(request.extended),
+            identity=negotiation.answer_identity(request.user),
+        )
+        session: Session = association.session
+        session.scp_roles = frozenset(uid for uid, (_, scp) in verdict.roles.items() if scp)
+        session.extended = verdict.extended
         return verdict
 
     # --- in the reading thread ---------------------------------------------------------------------------------------
@@ -102,16 +151,22 @@ class Dispatcher:
             self._cancel(session, command.responding_to)
             return True
         if command.is_response:
-            session.sub_responses.put(message)
+            if is_report_answer(command) and session.held is not None:
+                session.held.answered(message)
+            else:
+                session.sub_responses.put(message)
             return True
         answer = self._immediate(session, association.contexts[message.context_id], message)
         if answer is None:
+            session.waiting[command.message_id] = False
             return False
         with contextlib.suppress(PeerGone):
             association.send_message(message.context_id, dimse.response(command, answer))
         return True
 
     def _cancel(self, session: Session, message_id: int) -> None:
+        if message_id in session.waiting:  # its operation may begin at this very moment: mark first, then look
+            session.waiting[message_id] = True
         operation = session.operation
         if operation is not None and operation.message_id == message_id:
             operation.cancel()
@@ -125,17 +180,26 @@ class Dispatcher:
             return Answer(status.SUCCESS)
         if field == Field.C_STORE:
             return Answer(status.STORE_CANNOT_UNDERSTAND, "no data set, or not a storage context")
-        if field not in (Field.C_FIND, Field.C_MOVE, Field.C_GET):
+        wanted = next((service for known, service in _OPERATIONS.items() if known == field), None)
+        if wanted is None or not self._offered(field):
             return Answer(status.UNRECOGNISED_OPERATION)
-        if service is not _OPERATIONS[Field(field)]:
+        if service is not wanted:
             return Answer(status.SOP_CLASS_NOT_SUPPORTED, "not in this presentation context")
-        if service.value not in session.caller.rights:
+        # A report answers what we asked: it needs no right, and counts only while somebody waits for it.
+        if service.value not in session.caller.rights and field != Field.N_EVENT_REPORT:
             session.record.unauthorised += 1
             log.warning("not authorised", calling=session.caller.title, right=service.value)
             return Answer(status.NOT_AUTHORISED, f"this AE may not {service.value}")
+        if message.oversize and wanted is Service.COMMIT:
+            return Answer(status.RESOURCE_LIMITATION, "too many instances in one transaction")
         if message.oversize:
             return Answer(status.UNABLE_TO_PROCESS, "the identifier is too large")
         return None
+
+    def _offered(self, field: int) -> bool:
+        if field == Field.N_ACTION:
+            return self._services.commitment is not None
+        return field != Field.N_EVENT_REPORT or self._services.commit_answers is not None
 
     def interrupted(self, association: GridAssociation) -> None:
         """Stop what runs and wake what waits."""
@@ -146,10 +210,13 @@ class Dispatcher:
             session.sub_responses.put(None)
 
     def tick(self, association: GridAssociation) -> float | None:
-        """Keep a long retrieve alive."""
+        """Keep a long retrieve alive, send a report of storage commitment that is due."""
         session: Session | None = association.session
-        operation = session.operation if session is not None else None
-        return None if operation is None else operation.tick()
+        if session is None:
+            return None
+        if (operation := session.operation) is not None:
+            return operation.tick()
+        return session.held.tick() if session.held is not None else None
 
     # --- in the association's thread ---------------------------------------------------------------------------------
 
@@ -158,6 +225,8 @@ class Dispatcher:
         session: Session = association.session
         operation = Operation(association, association.contexts[message.context_id], message)
         session.operation = operation
+        if session.waiting.pop(operation.message_id, False):
+            operation.cancel()
         association.dul.wake()  # it may have to send heartbeats now
         try:
             self._run(operation, session)
@@ -174,11 +243,25 @@ class Dispatcher:
     def _run(self, operation: Operation, session: Session) -> None:
         field = operation.message.command.field
         if field == Field.C_FIND:
-            find(operation, session, self._services.search, self._settings)
-        elif field == Field.C_MOVE:
-            move(operation, session, self._services, self._ae)
-        else:
-            get(operation, session, self._services)
+            find(operation, session, self._services, self._settings, self._pumps)
+        elif field in (Field.C_MOVE, Field.C_GET):
+            self._retrieve(operation, session)
+        elif field == Field.N_ACTION and self._services.commitment is not None:
+            commit(operation, session, self._services.commitment, self._services.ae_table, self._settings)
+        elif field == Field.N_EVENT_REPORT and self._services.commit_answers is not None:
+            take_event(operation, self._services.commit_answers)
+
+    def _retrieve(self, operation: Operation, session: Session) -> None:
+        if not self._retrieving.acquire(blocking=False):
+            operation.finish(Answer(status.MATCHES_NOT_COUNTED, "too many retrieves are under way, try again"))
+            return
+        try:
+            if operation.message.command.field == Field.C_MOVE:
+                move(operation, session, self._services, self._ae)
+            else:
+                get(operation, session, self._services)
+        finally:
+            self._retrieving.release()
 
     def releasing(self, association: GridAssociation) -> None:
         """Findable by release: wait for the registration of what was stored, at most `settle` seconds."""
@@ -196,6 +279,8 @@ class Dispatcher:
         session: Session | None = association.session
         if session is None:
             return
+        if session.held is not None:
+            session.held.close()
         with self._lock:
             self._slots[session.slot] -= 1
             if self._slots[session.slot] <= 0:

@@ -6,14 +6,15 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from dgis.dimse import command as dimse
 from dgis.dimse.ae import Caller
 from dgis.dimse.command import Answer
 from dgis.dimse.messages import Message
-from dgis.dimse.negotiation import Context
+from dgis.dimse.negotiation import Context, Extensions, granted_extensions
 from dgis.dimse.record import AssociationRecord
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.sockets import PeerGone
@@ -58,6 +59,16 @@ class Operation:
             if self._finished:
                 return False
             self._send(answer, data)
+            return True
+
+    def pending_all(self, answer: Answer, identifiers: list[bytes]) -> bool:
+        """Send the same pending response with each identifier, in one write; like `pending` otherwise."""
+        with self._lock:
+            if self._finished:
+                return False
+            self._last = time.monotonic()
+            raw = dimse.response(self.message.command, _with_data(answer, b""))
+            self.association.send_messages(self.context.id, raw, identifiers)
             return True
 
     def finish(self, answer: Answer, data: bytes | None = None) -> None:
@@ -144,6 +155,22 @@ def _nothing() -> None:
     """Wake nobody."""
 
 
+class Held(Protocol):
+    """Reports of storage commitment that are due on an open association (`handlers.commit.HeldReports`)."""
+
+    def add(self, key: str, context: Context) -> None:
+        """Watch one transaction."""
+
+    def tick(self) -> float | None:
+        """Send what is due; None when nothing is awaited."""
+
+    def answered(self, message: Message) -> None:
+        """Take an N-EVENT-REPORT-RSP."""
+
+    def close(self) -> None:
+        """The association is over."""
+
+
 @dataclass(slots=True)
 class Session:
     """What the edge remembers of one association."""
@@ -155,9 +182,16 @@ class Session:
     issuer: str
     slot: str
     scp_roles: frozenset[str] = frozenset()
+    extended: Mapping[str, bytes] = field(default_factory=dict)  # what was agreed on, see negotiation
     operation: Operation | None = None
+    waiting: dict[int, bool] = field(default_factory=dict)  # requests not begun, by message ID: already cancelled?
+    held: Held | None = None
     sub_responses: queue.SimpleQueue[Message | None] = field(default_factory=queue.SimpleQueue)
     how: str = "aborted"
+
+    def extensions(self, sop_class: str) -> Extensions:
+        """What extended negotiation agreed on for this query or retrieve SOP class."""
+        return granted_extensions(self.extended, sop_class)
 
     @property
     def busy(self) -> bool:

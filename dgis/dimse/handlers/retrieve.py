@@ -14,14 +14,21 @@ from dgis.dimse import status
 from dgis.dimse.answer import failed_uids
 from dgis.dimse.command import Answer, Counts, MoveOriginator
 from dgis.dimse.handlers.operation import CANCEL_PATIENCE, HEARTBEAT, Operation, Session
-from dgis.dimse.identifier import IdentifierError, locate_request
+from dgis.dimse.identifier import locate_request
+from dgis.dimse.learned import Destinations, seen_now
+from dgis.dimse.outgoing import AS_STORED, Adapter, Outgoing, Route, context_for
 from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.runtime.sockets import PeerGone
-from dgis.dimse.scu import Outgoing, StoreSender, outcome, send_data_set
+from dgis.dimse.scu import StoreSender, comment_of, outcome
+from dgis.dimse.sending import send_data_set
 from dgis.dimse.services import Failed, Fetched, Plan, Services
+from dgis.dimse.values import IdentifierError
 from dgis.errors import RetrieveUnavailable
+from dgis.transcode.errors import TranscodeError
+
+_MAX_REASONS = 20  # of one retrieve, in the log
 
 
 class Sender(Protocol):
@@ -38,6 +45,10 @@ class Sender(Protocol):
     def send(self, item: Outgoing) -> int | None:
         """Send one; return the C-STORE status, None when it was not delivered."""
 
+    @property
+    def reason(self) -> str:
+        """Why the last `send` returned None."""
+
     def wake(self) -> None:
         """Look whether the operation is cancelled."""
 
@@ -53,6 +64,7 @@ class Progress:
     completed: int = 0
     warning: int = 0
     failed: list[str] = field(default_factory=list)
+    reasons: dict[str, None] = field(default_factory=dict)
     sent_at: float = 0.0
 
     def answer(self, code: int, *, comment: str = "", remaining: bool = True) -> Answer:
@@ -61,36 +73,49 @@ class Progress:
         counts = Counts(left if remaining else None, self.completed, len(self.failed), self.warning)
         return Answer(code, comment, counts=counts)
 
-    def count(self, uid: str, how: str) -> None:
-        """Count one sub-operation."""
+    def count(self, uid: str, how: str, reason: str = "") -> None:
+        """Count one sub-operation; `reason` is why it failed."""
         if how == "completed":
             self.completed += 1
         elif how == "warning":
             self.warning += 1
         else:
             self.failed.append(uid)
+            if reason not in self.reasons and len(self.reasons) < _MAX_REASONS:
+                self.reasons[reason] = None
+                log.warning("instance not delivered", reason=reason)
 
 
 def move(operation: Operation, session: Session, services: Services, ae: GridAE) -> None:
     """Run one C-MOVE to its final response. Raises PeerGone."""
     title = operation.message.command.move_destination
-    peer = services.ae_table.destination(title)
-    if peer is None:
+    record = session.record
+    if not services.ae_table.may_move(record.calling, title):
+        record.unauthorised += 1
+        log.warning("not authorised", calling=record.calling, destination=title)
+        operation.finish(Answer(status.NOT_AUTHORISED, "this AE may not move to that destination"))
+        return
+    destinations = services.destinations or Destinations(services.ae_table)
+    caller = seen_now(record.calling, record.address, tls=record.tls, certificate=record.certificate)
+    peers = destinations.find(title, caller)
+    if not peers:
         log.warning("move destination unknown", association=session.association_id, destination=title)
-        operation.finish(Answer(status.DESTINATION_UNKNOWN, "move destination is not in the AE table"))
+        operation.finish(Answer(status.DESTINATION_UNKNOWN, "move destination is not in the AE table, nor learned"))
         return
     originator = MoveOriginator(session.caller.title, operation.message_id)
+    route = Route(peers, destinations.reached)
+    adapter = services.adapter or AS_STORED
 
     def sender(plan: Plan) -> Sender:
         kinds = ((i.sop_class_uid, i.transfer_syntax_uid) for i in plan.instances)
-        return StoreSender(ae, peer, kinds, originator=originator, cancelled=operation.cancelled)
+        return StoreSender(ae, route, kinds, originator=originator, cancelled=operation.cancelled, adapter=adapter)
 
     _retrieve(operation, session, services, sender)
 
 
 def get(operation: Operation, session: Session, services: Services) -> None:
     """Run one C-GET to its final response. Raises PeerGone."""
-    _retrieve(operation, session, services, lambda _: _GetSender(operation, session))
+    _retrieve(operation, session, services, lambda _: _GetSender(operation, session, services.adapter))
 
 
 def _retrieve(
@@ -137,21 +162,22 @@ def _send_all(operation: Operation, sender: Sender, results: Iterator[Fetched | 
         uid = result.located.instance_uid
         path = getattr(result, "path", None)
         if path is None:
-            progress.count(uid, "failed")
+            progress.count(uid, "failed", cast("Failed", result).reason)
         else:
             fetched = cast("Fetched", result)
             try:
-                how = "failed" if operation.cancelled() else _send(sender, fetched)
+                how, reason = ("failed", "") if operation.cancelled() else _send(sender, fetched)
             finally:
                 fetched.release()
             if not (how == "failed" and operation.cancelled()):
-                progress.count(uid, how)
+                progress.count(uid, how, reason)
         if operation.cancelled() or sender.given_up:
             break
         _report(operation, progress)
 
 
-def _send(sender: Sender, fetched: Fetched) -> str:
+def _send(sender: Sender, fetched: Fetched) -> tuple[str, str]:
+    """Return how the sub-operation ended, and why when it failed."""
     located = fetched.located
     item = Outgoing(
         located.sop_class_uid,
@@ -162,12 +188,12 @@ def _send(sender: Sender, fetched: Fetched) -> str:
         fetched.data_length,
     )
     try:
-        return outcome(sender.send(item))
+        code = sender.send(item)
     except PeerGone:
         raise
     except OSError as error:
-        log.error("instance cannot be read", reason=error.strerror or str(error))
-        return "failed"
+        return "failed", f"the instance cannot be read or converted: {error.strerror or error}"
+    return outcome(code), sender.reason if code is None else f"the receiver answered {code:04X}"
 
 
 def _report(operation: Operation, progress: Progress) -> None:
@@ -203,25 +229,26 @@ def _final(progress: Progress) -> Answer:
     if not progress.failed:
         return progress.answer(status.SUCCESS, remaining=False)
     if progress.completed + progress.warning == 0:
-        return progress.answer(status.SUB_OPERATIONS_FAILED, comment="no instance was delivered", remaining=False)
-    return progress.answer(
-        status.SOME_SUB_OPERATIONS_FAILED, comment="some instances were not delivered", remaining=False
-    )
+        return progress.answer(status.SUB_OPERATIONS_FAILED, comment=_because("none", progress), remaining=False)
+    return progress.answer(status.SOME_SUB_OPERATIONS_FAILED, comment=_because("some not", progress), remaining=False)
+
+
+def _because(how_many: str, progress: Progress) -> str:
+    """An Error Comment (LO) with the first reason; reasons name no patient."""
+    return f"{how_many} delivered: {next(iter(progress.reasons), '') or 'see the log'}"[:64]
 
 
 class _GetSender:
     """Sends on the requestor's own association, in the contexts where it took the SCP role."""
 
-    def __init__(self, operation: Operation, session: Session) -> None:
+    def __init__(self, operation: Operation, session: Session, adapter: Adapter | None) -> None:
         self._operation = operation
         self._association: GridAssociation = operation.association
         self._session = session
+        self._adapter = adapter or AS_STORED
         self._message_id = 0
-        self._contexts = {
-            (context.abstract_syntax, context.transfer_syntax): context.id
-            for context in self._association.contexts.values()
-            if context.abstract_syntax in session.scp_roles
-        }
+        self._contexts = [c for c in self._association.contexts.values() if c.abstract_syntax in session.scp_roles]
+        self.reason = ""
 
     elsewhere = False
 
@@ -230,15 +257,25 @@ class _GetSender:
         return self._association.over.is_set()
 
     def send(self, item: Outgoing) -> int | None:
-        context_id = self._contexts.get((item.sop_class, item.transfer_syntax))
-        if context_id is None:
+        context = context_for(self._contexts, item)
+        if context is None:
+            self.reason = "no accepted presentation context takes this SOP class in this transfer syntax"
             return None
+        try:
+            with self._adapter.adapted(item, context.transfer_syntax, cancelled=self._operation.cancelled) as ready:
+                return self._deliver(context.id, ready)
+        except TranscodeError as error:
+            self.reason = str(error)
+            return None
+
+    def _deliver(self, context_id: int, item: Outgoing) -> int:
         self._message_id = self._message_id % 0xFFFF + 1
         request = dimse.store_request(self._message_id, item.sop_class, item.instance, None)
         send_data_set(self._association, context_id, request, item)
-        return self._response()
+        status_code, self.reason = self._response()
+        return status_code
 
-    def _response(self) -> int | None:
+    def _response(self) -> tuple[int, str]:
         """Wait for the C-STORE-RSP. A cancel does not cut this short: the peer still owes the answer."""
         deadline = time.monotonic() + self._association.timeouts.dimse
         while not self._association.over.is_set():
@@ -249,7 +286,7 @@ class _GetSender:
                 self._association.abort(block=False)
                 break
             if message is not None and message.command.responding_to == self._message_id:
-                return message.command.status
+                return message.command.status, comment_of(message.command)
         raise PeerGone("the association is over")
 
     def wake(self) -> None:

@@ -20,7 +20,7 @@ from dgis.dimse import command as dimse
 from dgis.dimse.command import Command, CommandError
 from dgis.dimse.limits import Timeouts
 from dgis.dimse.messages import Assembler, Message, Sink
-from dgis.dimse.negotiation import Context, Rejection, Verdict
+from dgis.dimse.negotiation import Context, Rejection, Request, Verdict
 from dgis.dimse.runtime.acse import GridACSE
 from dgis.dimse.runtime.sockets import PduRefused, PeerGone
 from dgis.dimse.runtime.upper import GridDUL
@@ -28,19 +28,18 @@ from dgis.dimse.runtime.upper import GridDUL
 if TYPE_CHECKING:
     from dgis.dimse.runtime.entity import GridAE
 
+_WAITING_ANSWERS = 512  # responses read ahead of whoever asked for them
 _WAITING_REQUESTS = 8  # requests a peer may send ahead although it negotiated no asynchronous window
 
 
 class AssociationUser(Protocol):
     """What serves an association. `reading` methods are called in the reading thread and must be quick."""
 
-    def admit(self, association: GridAssociation) -> Rejection | None:
+    def admit(self, association: GridAssociation, request: Request) -> Rejection | None:
         """Take an association slot, or say why not."""
 
-    def negotiate(
-        self, association: GridAssociation, proposed: tuple[Context, ...], roles: dict[str, tuple[bool, bool]]
-    ) -> Verdict:
-        """Answer each proposed context."""
+    def negotiate(self, association: GridAssociation, request: Request) -> Verdict:
+        """Answer each proposed context and the negotiation items."""
 
     def open_sink(self, association: GridAssociation, context: Context, command: Command) -> Sink | None:
         """Reading: return where the data set of this request goes, None to collect it."""
@@ -97,6 +96,9 @@ class GridAssociation(Association):
         self.farewell: Callable[[GridAssociation], None] | None = None
         self.assembler = Assembler(self, max_data=ae.max_identifier)
         self.contexts: dict[int, Context] = {}
+        self.tls = False
+        self.certificate = ""  # subject DN of the verified peer, on TLS
+        self.trouble = ""  # as requestor: why TLS could not be set up
         self._is_paused = True  # upstream's SCU methods wait for this: no reactor competes with them here
 
     def _bind_defaults(self) -> None:
@@ -179,9 +181,19 @@ class GridAssociation(Association):
         """Deal with a message here, or leave it to the association's thread."""
         if self.is_acceptor and self.user.quick(self, message):
             return
-        if self.inbox.qsize() >= _WAITING_REQUESTS:
+        if self.is_requestor:
+            self._await_reader()
+        elif self.inbox.qsize() >= _WAITING_REQUESTS:
             raise CommandError("more requests at once than negotiated")
         self.inbox.put((message.context_id, message))
+
+    def _await_reader(self) -> None:
+        """Let a peer that answers faster than its answers are read wait, in TCP, for our reader."""
+        deadline = time.monotonic() + self.timeouts.dimse
+        while self.inbox.qsize() >= _WAITING_ANSWERS:
+            if self._sent_abort or time.monotonic() > deadline:
+                raise CommandError("answers that nobody reads")
+            time.sleep(0.002)
 
     def interrupted(self) -> None:
         """The association ends: nothing half received is kept, a running operation stops."""
@@ -245,6 +257,18 @@ class GridAssociation(Association):
         whole = b"".join(parts)
         with self.turn():
             self.write_in_turn(whole)
+
+    def send_messages(self, context_id: int, command: bytes, data_sets: list[bytes]) -> None:
+        """Write the same command with each data set, as whole messages in one go. Raises PeerGone."""
+        head = b"".join(dimse.p_data(context_id, command, is_command=True, max_pdu=self.peer_max_pdu))
+        out = bytearray()
+        for data in data_sets:
+            out += head
+            for pdu in dimse.p_data(context_id, data, is_command=False, max_pdu=self.peer_max_pdu):
+                out += pdu
+        if out:
+            with self.turn():
+                self.write_in_turn(bytes(out))
 
     @property
     def peer_max_pdu(self) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
+import ssl
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pynetdicom import AE
 from pynetdicom._globals import MODE_REQUESTOR
@@ -28,6 +32,13 @@ class Proposal:
     scp_role: bool = False
 
 
+class Secure(Protocol):
+    """How associations that we request are secured (`dgis.dimse.secure.TlsCaller`)."""
+
+    def secure(self, sock: socket.socket, peer: PeerAddress) -> ssl.SSLSocket:
+        """Shake hands within the socket's timeout. Raises OSError."""
+
+
 class GridAE(AE):
     """Our AE. It has no state of its own beyond names, limits and timeouts."""
 
@@ -38,9 +49,11 @@ class GridAE(AE):
         timeouts: Timeouts,
         max_pdu: int = MAX_PDU,
         max_identifier: int = 4 * 1024 * 1024,
+        tls: Secure | None = None,
     ) -> None:
-        """Use `title` as calling AE title and as called AE title."""
+        """Use `title` as calling AE title and as called AE title; without `tls` no peer is reached over TLS."""
         super().__init__(title)
+        self._tls = tls
         self.timeouts = timeouts
         self.max_identifier = max_identifier
         self.maximum_pdu_size = max_pdu
@@ -56,14 +69,16 @@ class GridAE(AE):
     ) -> GridAssociation:
         """Connect and negotiate; the result is established, rejected or aborted and says so. At most 128 proposals.
 
-        Raises OSError when the host name cannot be resolved.
+        Raises OSError when the host name cannot be resolved, or TLS is wanted and there is no identity for it.
         """
         association = GridAssociation(self, MODE_REQUESTOR, user=user, raw=raw)
         remote = AddressInformation.from_addr_port(peer.host, peer.port)
         local = AddressInformation("0.0.0.0" if remote.is_ipv4 else "::", 0)
-        association.set_socket(
-            GridSocket(association, address=local, max_pdu=self.maximum_pdu_size, send_timeout=self.timeouts.send)
+        connection = GridSocket(
+            association, address=local, max_pdu=self.maximum_pdu_size, send_timeout=self.timeouts.send
         )
+        connection.secure = self._handshake(association, peer)
+        association.set_socket(connection)
         association.acceptor.ae_title = peer.title
         association.acceptor.address_info = remote
         self._introduce(association, local)
@@ -74,6 +89,25 @@ class GridAE(AE):
             association.requestor.add_negotiation_item(role)
         association.request()
         return association
+
+    def _handshake(
+        self, association: GridAssociation, peer: PeerAddress
+    ) -> Callable[[socket.socket], ssl.SSLSocket] | None:
+        """What makes a connection to this peer secure, None when nothing is to."""
+        if not peer.tls:
+            return None
+        tls = self._tls
+        if tls is None:
+            raise OSError(errno.EPROTO, f"no identity is configured to reach {peer.title} over DICOM TLS")
+
+        def secure(sock: socket.socket) -> ssl.SSLSocket:
+            try:
+                return tls.secure(sock, peer)
+            except OSError as error:
+                association.trouble = str(error)
+                raise
+
+        return secure
 
     def _introduce(self, association: GridAssociation, local: AddressInformation) -> None:
         us = association.requestor

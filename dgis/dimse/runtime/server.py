@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
 from typing import Final
 
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -16,7 +17,7 @@ from pynetdicom.transport import AddressInformation
 from dgis.dimse.limits import Limits
 from dgis.dimse.runtime.association import AssociationUser, GridAssociation
 from dgis.dimse.runtime.entity import GridAE
-from dgis.dimse.runtime.lobby import Lobby
+from dgis.dimse.runtime.lobby import Arrived, Door, Lobby, Refused
 from dgis.dimse.runtime.sockets import GridSocket
 
 # A-ASSOCIATE-RJ: transient, presentation provider, local limit exceeded (PS3.8 9.3.4).
@@ -24,35 +25,43 @@ _LIMIT_EXCEEDED: Final = bytes.fromhex("03000000000400020302")
 
 
 class GridServer:
-    """Serves a listening socket with one AE and one user for all its associations."""
+    """Serves listening sockets, plain and TLS, with one AE and one user for all associations."""
 
     def __init__(
         self,
         ae: GridAE,
-        listener: socket.socket,
+        doors: tuple[Door, ...],
         user: AssociationUser,
         *,
         limits: Limits,
-        refused: Callable[[str], None],
+        refused: Refused,
     ) -> None:
-        """The socket listens already; other processes may accept on it too."""
+        """The sockets listen already; other processes may accept on them too. Waiting is bounded for each door."""
         self._ae = ae
         self._user = user
         self._limits = limits
         self._refused = refused
-        self._listener = listener
-        self._lobby = Lobby(listener, self._admit, max_guests=limits.waiting, artim=limits.artim, refused=refused)
+        self._lobbies = [
+            Lobby(door, functools.partial(self._admit, door), limits=limits, refused=refused) for door in doors
+        ]
         self._lock = threading.Lock()
         self._live: set[GridAssociation] = set()
+        self._leaving: deque[GridAssociation] = deque()  # had our last word, the peer has not closed yet
         self._numbers = itertools.count(1)
 
     def run(self) -> None:
         """Accept until `stop`."""
-        self._lobby.run()
+        others = [threading.Thread(target=lobby.run, name="dimse-lobby") for lobby in self._lobbies[1:]]
+        for thread in others:
+            thread.start()
+        self._lobbies[0].run()
+        for thread in others:
+            thread.join()
 
     def stop(self, *, grace: float) -> None:
         """Stop accepting, give running associations `grace` seconds to end by themselves, then abort them."""
-        self._lobby.stop()
+        for lobby in self._lobbies:
+            lobby.stop()
         for association in self._snapshot():
             if association.session is None or not getattr(association.session, "busy", False):
                 association.abort(block=False)
@@ -69,51 +78,59 @@ class GridServer:
         with self._lock:
             return list(self._live)
 
-    def _admit(self, sock: socket.socket, address: tuple[str, int], head: bytes) -> None:
-        """Start an association for a connection whose A-ASSOCIATE-RQ is in `head`."""
+    def _admit(self, door: Door, arrived: Arrived) -> None:
+        """Start an association for a connection whose A-ASSOCIATE-RQ has come."""
         with self._lock:
             full = len(self._live) >= self._limits.total + self._limits.spare
         if full:
-            self._turn_away(sock)
+            self._turn_away(arrived)
             return
-        association = self._association(sock, address, head)
+        association = self._association(door, arrived)
         with self._lock:
             self._live.add(association)
         try:
             association.start()
         except RuntimeError:  # the system gives no more threads
             self._gone(association)
-            self._turn_away(sock)
+            self._turn_away(arrived)
 
-    def _association(self, sock: socket.socket, address: tuple[str, int], head: bytes) -> GridAssociation:
+    def _association(self, door: Door, arrived: Arrived) -> GridAssociation:
         association = GridAssociation(self._ae, MODE_ACCEPTOR, user=self._user)
         association.name = f"association-{next(self._numbers)}"
         association.farewell = self._gone
         association.set_socket(
             GridSocket(
                 association,
-                client_socket=sock,
+                client_socket=arrived.sock,
                 max_pdu=self._ae.maximum_pdu_size,
                 send_timeout=association.timeouts.send,
-                head=head,
+                head=arrived.head,
             )
         )
+        association.tls, association.certificate = door.security is not None, arrived.certificate
         us = association.acceptor
         us.ae_title = self._ae.ae_title
         us.maximum_length = self._ae.maximum_pdu_size
         us.implementation_class_uid = self._ae.implementation_class_uid
         us.implementation_version_name = self._ae.implementation_version_name
-        us.address_info = AddressInformation.from_tuple(self._listener.getsockname()[:2])
-        association.requestor.address_info = AddressInformation.from_tuple(address)
+        us.address_info = AddressInformation.from_tuple(door.listener.getsockname()[:2])
+        association.requestor.address_info = AddressInformation.from_tuple(arrived.address)
         return association
 
     def _gone(self, association: GridAssociation) -> None:
+        """An association is over. Its reading thread waits for the peer to close, but not too many of them do."""
         with self._lock:
             self._live.discard(association)
+            self._leaving.append(association)
+            while self._leaving and not self._leaving[0].dul.is_alive():
+                self._leaving.popleft()
+            surplus = self._leaving.popleft() if len(self._leaving) > self._limits.spare else None
+        if surplus is not None and (connection := surplus.dul.socket) is not None:
+            connection.hang_up()
 
-    def _turn_away(self, sock: socket.socket) -> None:
-        self._refused("too many associations")
+    def _turn_away(self, arrived: Arrived) -> None:
+        self._refused("too many associations", arrived.address[0])
         with contextlib.suppress(OSError):
-            sock.send(_LIMIT_EXCEEDED)
-            sock.shutdown(socket.SHUT_WR)
-        sock.close()
+            arrived.sock.send(_LIMIT_EXCEEDED)
+            socket.socket.shutdown(arrived.sock, socket.SHUT_WR)
+        arrived.sock.close()

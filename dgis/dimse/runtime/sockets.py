@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
@@ -54,6 +55,16 @@ def pdu_length(pdu_type: int, length: int, *, max_pdu: int) -> int:
     if length > limits.get(pdu_type, _FIXED_LIMIT):
         raise PduRefused(f"a PDU of type {pdu_type:02X} announces {length} bytes")
     return length
+
+
+def _receive(sock: socket.socket, room: memoryview) -> int:
+    """Read once; over TLS, which gives one record of 16 KiB at a time, as much as there is."""
+    count = sock.recv_into(room)
+    if isinstance(sock, ssl.SSLSocket):
+        with contextlib.suppress(OSError):  # nothing more now; what broke will be seen at the next read
+            while 0 < count < len(room) and (more := sock.recv_into(room[count:])):
+                count += more
+    return count
 
 
 class Wakeup:
@@ -113,6 +124,7 @@ class GridSocket(AssociationSocket):
         self._buffer = bytearray(max(_FIRST_BUFFER, len(head)))
         self._buffer[: len(head)] = head
         self._start, self._end = 0, len(head)
+        self.secure: Callable[[socket.socket], ssl.SSLSocket] | None = None
         # OpenSSL objects must not be used by two threads at once; a plain socket may.
         self._io_lock = threading.Lock() if isinstance(client_socket, ssl.SSLSocket) else contextlib.nullcontext()
         if client_socket is not None:
@@ -121,10 +133,24 @@ class GridSocket(AssociationSocket):
     def connect(self, primitive: T_CONNECT) -> None:
         """Connect (bounded by the association's connection timeout), then go non-blocking."""
         super().connect(primitive)
+        if self.socket is not None and self.secure is not None:
+            self._secure(primitive, self.secure)
         if self.socket is not None:
-            if isinstance(self.socket, ssl.SSLSocket):
-                self._io_lock = threading.Lock()
             tune(self.socket)
+
+    def _secure(self, primitive: T_CONNECT, secure: Callable[[socket.socket], ssl.SSLSocket]) -> None:
+        """Shake hands; a failure becomes that of the connection, which nobody has looked at yet."""
+        plain = self.socket
+        assert plain is not None
+        try:
+            plain.settimeout(self.assoc.connection_timeout)
+            self.socket = secure(plain)
+            self._io_lock = threading.Lock()
+        except OSError:
+            self._shutdown_socket()
+            self.socket = None
+            self._is_connected = False
+            primitive.result = "Evt17"
 
     # --- reading: the reading thread only ------------------------------------------------------------------------
 
@@ -148,7 +174,7 @@ class GridSocket(AssociationSocket):
         return self._end > self._start
 
     def fill(self) -> bool:
-        """Read once without blocking; False when the peer has closed or the connection broke."""
+        """Read what there is without blocking; False when the peer has closed or the connection broke."""
         sock = self.socket
         if sock is None:
             return False
@@ -158,7 +184,7 @@ class GridSocket(AssociationSocket):
             self._make_room(len(self._buffer) - self._start + 1)
         try:
             with self._io_lock:
-                count = sock.recv_into(memoryview(self._buffer)[self._end :])
+                count = _receive(sock, memoryview(self._buffer)[self._end :])
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError):
             return True
         except OSError:
@@ -217,7 +243,7 @@ class GridSocket(AssociationSocket):
         sock = self.socket
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which would go on in clear
 
     def _wait_writable(self, sock: socket.socket, deadline: float) -> None:
         left = deadline - time.monotonic()
@@ -233,7 +259,10 @@ class GridSocket(AssociationSocket):
         """Shut down and close, each whatever the other does (upstream leaves the socket open when shutdown fails)."""
         sock = self.socket
         if sock is not None:
+            if isinstance(sock, ssl.SSLSocket):
+                with contextlib.suppress(OSError, ValueError), self._io_lock:
+                    sock.unwrap()  # close_notify, so that the end does not look like a cut
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 sock.close()

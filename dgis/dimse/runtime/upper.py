@@ -13,12 +13,14 @@ from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
 from pynetdicom.pdu import A_ABORT_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 
+from dgis.dimse.runtime.lenient import tidy_request
 from dgis.dimse.runtime.sockets import P_DATA as P_DATA_TYPE
 from dgis.dimse.runtime.sockets import GridSocket, PduRefused, PeerGone, Wakeup
 
 if TYPE_CHECKING:
     from dgis.dimse.runtime.association import GridAssociation
 
+_ASSOCIATE_RQ = 0x01
 _DATA_STATES = frozenset(("Sta6", "Sta7"))
 _ARTIM_STATES = frozenset(("Sta2", "Sta13"))
 _LOCAL_EVENTS = frozenset(("Evt1", "Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"))
@@ -198,7 +200,8 @@ class GridDUL(DULServiceProvider):
             self._recv_pdu.put(P_DATA_TF())
             self.state_machine.do_action("Evt10")
             return
-        raw = bytes((pdu_type, 0)) + len(body).to_bytes(4, "big") + bytes(body)
+        whole = tidy_request(bytes(body)) if pdu_type == _ASSOCIATE_RQ else bytes(body)
+        raw = bytes((pdu_type, 0)) + len(whole).to_bytes(4, "big") + whole
         try:
             pdu, event = self._decode_pdu(bytearray(raw))
         except Exception as error:  # anything from struct.error to RecursionError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydicom.dataset import Dataset
 
 from catalog.errors import UnsupportedQuery
 from catalog.keys import LEVELS, supported
@@ -30,83 +31,33 @@ def studies(store: Store, *matches: Match, names: str = "insensitive") -> list[s
     return sorted(str(row["StudyInstanceUID"]) for row in rows)
 
 
+def _issuer() -> Dataset:
+    item = Dataset()
+    item.LocalNamespaceEntityID, item.UniversalEntityID, item.UniversalEntityIDType = "LAB7", "1.2.9", "ISO"
+    return item
+
+
 @pytest.fixture
 def filled(service: CatalogService, store: Store) -> Store:
     """Six studies of five patients."""
-    service.register(
-        batch(
-            record(
-                "1.1",
-                study="1",
-                series="1.1",
-                name="Müller^Jörg",
-                patient_id="A1",
-                SpecificCharacterSet="ISO_IR 100",
-                StudyDate="20240110",
-                StudyTime="101530.25",
-                AccessionNumber="ACC1",
-                BodyPartExamined="HEAD",
-                StudyDescription="Schädel [nativ] 100%",
-                OperatorsName=["Weiß^Anna", "Roe^Bob"],
-                Rows=64,
-                Columns=64,
-            ),
-            record(
-                "1.2",
-                study="1",
-                series="1.2",
-                name="Müller^Jörg",
-                patient_id="A1",
-                SpecificCharacterSet="ISO_IR 100",
-                modality="SR",
-                sop_class="1.2.840.10008.5.1.4.1.1.88.11",
-                SeriesNumber="007",
-            ),
-            record(
-                "2.1",
-                study="2",
-                series="2.1",
-                name="MULLER^JORG^^^",
-                patient_id="A2",
-                modality="MR",
-                sop_class=MR,
-                StudyDate="20240131",
-                StudyTime="0800",
-                AccessionNumber="ACC2",
-                InstanceNumber="12",
-                Rows=32,
-            ),
-            record(
-                "2.2",
-                study="2",
-                series="2.1",
-                name="MULLER^JORG^^^",
-                patient_id="A2",
-                modality="MR",
-                sop_class=MR,
-                StudyDate="20240131",
-                StudyTime="0800",
-                AccessionNumber="ACC2",
-                InstanceNumber="13",
-                Rows=48,
-            ),
-            record(
-                "3.1",
-                study="3",
-                series="3.1",
-                name="Yamada^Tarou=山田^太郎=やまだ^たろう",
-                patient_id="A3",
-                SpecificCharacterSet=JAPANESE,
-                StudyDate="20240201",
-                BodyPartExamined="CHEST",
-            ),
-            record("4.1", study="4", series="4.1", name="Smith", patient_id="A4*", StudyDate="2024.1.1", modality="US"),
-            record("5.1", study="5", series="5.1", name="Smithson^Al", patient_id="A5", StudyDate="", modality="US"),
-            record(
-                "6.1", study="6", series="6.1", name="Smith^Sam", patient_id="A4*", StudyDate="19990101", modality="PX"
-            ),
-        )
-    )
+    service.register(batch(
+        record("1.1", study="1", series="1.1", name="Müller^Jörg", patient_id="A1", SpecificCharacterSet="ISO_IR 100",
+               StudyDate="20240110", StudyTime="101530.25", AccessionNumber="ACC1", BodyPartExamined="HEAD",
+               IssuerOfAccessionNumberSequence=[_issuer()],
+               StudyDescription="Schädel [nativ] 100%", OperatorsName=["Weiß^Anna", "Roe^Bob"], Rows=64, Columns=64),
+        record("1.2", study="1", series="1.2", name="Müller^Jörg", patient_id="A1", SpecificCharacterSet="ISO_IR 100",
+               modality="SR", sop_class="1.2.840.10008.5.1.4.1.1.88.11", SeriesNumber="007"),
+        record("2.1", study="2", series="2.1", name="MULLER^JORG^^^", patient_id="A2", modality="MR", sop_class=MR,
+               StudyDate="20240131", StudyTime="0800", AccessionNumber="ACC2", InstanceNumber="12", Rows=32),
+        record("2.2", study="2", series="2.1", name="MULLER^JORG^^^", patient_id="A2", modality="MR", sop_class=MR,
+               StudyDate="20240131", StudyTime="0800", AccessionNumber="ACC2", InstanceNumber="13", Rows=48),
+        record("3.1", study="3", series="3.1", name="Yamada^Tarou=山田^太郎=やまだ^たろう", patient_id="A3",
+               ReferringPhysicianName="Yamada^Tarou=山田^太郎",
+               SpecificCharacterSet=JAPANESE, StudyDate="2024.02.01", BodyPartExamined="CHEST"),
+        record("4.1", study="4", series="4.1", name="Smith", patient_id="A4*", StudyDate="2024.1.1", modality="US"),
+        record("5.1", study="5", series="5.1", name="Smithson^Al", patient_id="A5", StudyDate="", modality="US"),
+        record("6.1", study="6", series="6.1", name="Smith^Sam", patient_id="A4*", StudyDate="19990101", modality="PX"),
+    ))
     return store
 
 
@@ -138,7 +89,21 @@ MATCHING: list[tuple[tuple[tuple[str, ...], ...], list[str]]] = [
     ((("StudyTime", "range", "1015", "1015"),), ["1"]),
     ((("StudyTime", "range", "080000", "080000"),), ["2"]),
     ((("StudyTime", "range", "", "1015"),), ["1", "2"]),
+    ((("StudyTime", "eq", "080000.00"),), ["2"]),
+    ((("StudyTime", "eq", "08"),), ["2"]),
+    ((("StudyTime", "eq", "101530.250"),), ["1"]),
+    ((("StudyTime", "eq", "101530"),), []),
+    ((("StudyDate+StudyTime", "range", "202401101015", "20240131075959"),), ["1"]),
+    ((("StudyDate+StudyTime", "range", "20240110101531", "2024013108"),), ["2"]),
+    ((("StudyDate+StudyTime", "range", "", "202401101015"),), ["1", "4", "6"]),
+    ((("StudyDate+StudyTime", "range", "202401310800", ""),), ["2", "3"]),
     ((("AccessionNumber", "wild", "ACC?"),), ["1", "2"]),
+    ((("AccessionNumber", "wild", "*1", "?CC2"),), ["1", "2"]),
+    ((("IssuerOfAccessionNumberSequence.UniversalEntityID", "eq", "1.2.9"),), ["1"]),
+    ((("IssuerOfAccessionNumberSequence.LocalNamespaceEntityID", "wild", "LAB*"),), ["1"]),
+    ((("ReferringPhysicianName", "wild", "yamada*=山田*"),), ["3"]),
+    ((("ReferringPhysicianName", "eq", "=山田^太郎"),), ["3"]),
+    ((("ReferringPhysicianName", "wild", "Yamada*=鈴木*"),), []),
     ((("AccessionNumber", "eq", "acc1"),), []),
     ((("StudyDescription", "wild", "*[nativ] 100%"),), ["1"]),
     ((("StudyDescription", "wild", "sch*"),), []),
@@ -152,6 +117,13 @@ MATCHING: list[tuple[tuple[tuple[str, ...], ...], list[str]]] = [
     ((("NumberOfStudyRelatedInstances", "eq", "2"),), ["1", "2"]),
     ((("SeriesInstanceUID", "eq", "2.1"),), ["2"]),
     ((("SOPInstanceUID", "in", "1.2", "3.1"),), ["1", "3"]),
+    ((("SeriesNumber", "eq", "7"),), ["1"]),
+    ((("InstanceNumber", "eq", "13"), ("Rows", "eq", "48")), ["2"]),
+    ((("InstanceNumber", "eq", "12"), ("Rows", "eq", "48")), []),
+    ((("SeriesInstanceUID", "eq", "1.2"), ("SOPInstanceUID", "eq", "1.1")), []),
+    ((("SeriesInstanceUID", "eq", "1.1"), ("SOPInstanceUID", "eq", "1.1")), ["1"]),
+    ((("OperatorsName", "wild", "weiss*"), ("Rows", "eq", "64")), ["1"]),
+    ((("SeriesDate+SeriesTime", "range", "20240101", ""),), []),
     ((("StudyInstanceUID", "wild", "*"), ("PatientID", "eq", "A1")), []),
     ((("IssuerOfPatientID", "eq", "SITE_A"), ("PatientID", "eq", "A1")), ["1"]),
     ((("PatientID", "eq", "A1\0"),), ["1"]),
@@ -342,6 +314,15 @@ def test_availability_follows_what_the_caller_can_reach(service: CatalogService,
         assert offline(level, key, "se2") == [name["4"]]  # type: ignore[arg-type]
         assert offline(level, key, "se1", "se2") == [name["2"], name["3"], name["4"]]  # type: ignore[arg-type]
     assert offline("IMAGE", "SOPInstanceUID", "se1", "se2") == ["2.1", "2.2", "3.1", "4.1"]
+    def word(level: Level, key: str, value: str, **places: tuple[str, ...]) -> object:
+        query = Query(level=level, keys=("InstanceAvailability",), matches=(match(key, "eq", value),), **places)
+        return next(row for row in filled.query(query) if not isinstance(row, End))["InstanceAvailability"]
+
+    for level, key, value in (("STUDY", "StudyInstanceUID", "2"), ("SERIES", "SeriesInstanceUID", "2.1"),
+                              ("PATIENT", "PatientID", "A2"), ("IMAGE", "SOPInstanceUID", "2.1")):
+        for near, unreachable, wanted in ((("se1", "x"), (), "ONLINE"), (("x",), (), "NEARLINE"), ((), (), "ONLINE"),
+                                          (("se1",), ("se1",), "NEARLINE"), (("se1",), ("se1", "se2"), "OFFLINE")):
+            assert word(level, key, value, near=near, unreachable=unreachable) == wanted, (level, near)  # type: ignore[arg-type]
     moved("2.2", se2="lost")
     assert offline("STUDY", "StudyInstanceUID", "se1") == ["2", "3", "4"]
 

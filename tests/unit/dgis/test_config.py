@@ -8,6 +8,8 @@ import pytest
 
 from certs.errors import ConfigError
 from dgis.config import load_node
+from dgis.dimse.users import hashed
+from dgis.node import dimse_settings
 
 WHOLE = """
 [dgis]
@@ -44,6 +46,49 @@ def test_a_whole_node(tmp_path: Path) -> None:
     assert node.dgis.default_issuer == "brno"
     assert node.unknown_ae.networks == ("10.0.0.0/8",)
     assert (node.dgis.accept, node.https.port, node.log.level) == ("spooled", 0, "info")
+
+
+def test_a_tls_listener_shows_its_own_identity_or_the_node_s(tmp_path: Path) -> None:
+    assert load_node(write(tmp_path, WHOLE)).dimse_tls is None  # off by default
+    node = load_node(write(tmp_path, WHOLE + "[dimse_tls]\n"))
+    assert node.dimse_tls is not None
+    assert (node.dimse_tls.port, node.dimse_tls.client_certificate) == (2762, "required")
+    assert node.dimse_tls.identity(node.identity).cert == tmp_path / "dgis.cert.pem"
+    own = 'cert = "edge.cert.pem"\nkey = "edge.key.pem"\ntrust = "hospital"\n'
+    node = load_node(write(tmp_path, WHOLE + "[dimse_tls]\n" + own))
+    assert node.dimse_tls is not None
+    shown = node.dimse_tls.identity(node.identity)
+    assert (shown.cert, shown.key, shown.trust) == tuple(
+        tmp_path / name for name in ("edge.cert.pem", "edge.key.pem", "hospital")
+    )
+
+
+def test_limits_timeouts_and_users_reach_the_dimse_edge(tmp_path: Path) -> None:
+    limits = "[dimse_limits]\nassociations = 7\nper_ae = 3\nwaiting = 9\nartim = 2\nhandshake = 4\nnetwork = 60\n"
+    user = f'[[user]]\nname = "reading room"\npasscode = "{hashed(b"open sesame")}"\n'
+    switches = '[dimse]\nignore_title_case = true\nuser_identity = "check"\nmax_pdu = 65536\nalso_called = ["OLD"]\n'
+    node = load_node(write(tmp_path, WHOLE.replace("[dimse]\n", switches) + limits + user))
+    made = dimse_settings(node)
+    assert (made.limits.total, made.limits.per_ae, made.limits.waiting) == (7, 3, 9)
+    assert (made.limits.artim, made.limits.handshake, made.timeouts.idle) == (2, 4, 60)
+    assert (made.ignore_title_case, made.user_identity, made.max_pdu) == (True, "check", 65536)
+    assert made.also_called == ("OLD",) and list(made.users) == ["reading room"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("[dimse_tls]\nport = 11112", "different ports"),
+        ('[dimse_tls]\ncert = "a.pem"', "belong together"),
+        ('[dimse_tls]\nclient_certificate = "never"', "client_certificate"),
+        ("[dimse_limits]\nartim = 0", "artim"),
+        ('[[user]]\nname = "a"\npasscode = "in clear"', "passcode"),
+    ],
+)
+def test_mistakes_in_what_is_optional(tmp_path: Path, more: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_node(write(tmp_path, WHOLE + more))
+    assert told in str(refused.value) and "in clear" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

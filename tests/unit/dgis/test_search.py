@@ -9,8 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from catalog.errors import UnsupportedQuery
-from catalog.wire import Query, Row
+from catalog.wire import Query, Row, StorageElement
 from dgis.board import Board, BoardWriter, Unreachable, board_path, read_board
+from dgis.elements import Elements, Near
 from dgis.errors import SearchIncomplete, SearchRefused
 from dgis.metrics import make_metrics
 from dgis.search import Search
@@ -81,3 +82,19 @@ def test_a_board_of_a_newer_version_is_still_read(tmp_path: Path) -> None:
     board_path(tmp_path).write_text(text[:-1] + ', "novelty": {"a": 1}}')
     board = read_board(tmp_path)
     assert isinstance(board, Board) and board.pid == os.getpid()
+
+
+def test_what_lies_at_other_sites_only_is_told_apart() -> None:
+    catalog = MemoryCatalog()
+    catalog.elements = [StorageElement(name="se1", site="a"), StorageElement(name="se2", site="a")]
+    elements = Elements(catalog)
+    near = Near(elements, site="a", node="dgis")
+    assert near() == (), "one site: nothing is far"
+    catalog.elements.append(StorageElement(name="se9", site="b"))
+    elements.refresh()
+    assert near() == ("dgis", "se1", "se2")
+    catalog.down = True
+    assert Near(Elements(catalog), site="a", node="dgis")() == ()
+    catalog.down = False
+    list(Search(catalog, tuple, make_metrics(CollectorRegistry()), near=near).find(Query(level="STUDY")))
+    assert catalog.queries[-1].near == ("dgis", "se1", "se2")

@@ -18,6 +18,8 @@ from pynetdicom.sop_class import (
 )
 
 from catalog.wire import Row
+from dgis.dimse.ae import AeEntry
+from dgis.dimse.handlers.rows import Pumps
 from dgis.errors import SearchRefused
 from tests.unit.dgis.dimse.conftest import Edge
 
@@ -193,3 +195,72 @@ def test_findscu(edge: Edge, dcmtk: Any, tmp_path: Path) -> None:
     found = [pydicom.dcmread(path, force=True) for path in sorted(tmp_path.glob("rsp*.dcm"))]
     assert [str(d.PatientName) for d in found] == ["Doe^Jane", "Müller^Jörg"]
     assert found[1].SpecificCharacterSet == "ISO_IR 192"
+
+
+def test_after_a_cancel_the_association_is_free_although_the_catalog_hangs(edge: Edge) -> None:
+    edge.search.rows = ROWS
+    hanging = edge.search.block = threading.Event()
+    model = StudyRootQueryRetrieveInformationModelFind
+    ae = AE("VIEWER")
+    ae.add_requested_context(model)
+    association = ae.associate("127.0.0.1", edge.port, ae_title="DGIS")
+    answers = association.send_c_find(_query(QueryRetrieveLevel="STUDY"), model, msg_id=5)
+    assert next(answers)[0].Status == 0xFF00
+    started = time.monotonic()
+    association.send_c_cancel(5, query_model=model)
+    assert next(answers)[0].Status == 0xFE00
+    edge.search.block = None
+    query = _query(QueryRetrieveLevel="STUDY")
+    assert [s.Status for s, _ in association.send_c_find(query, model)] == [0xFF00, 0xFF00, 0]
+    association.release()
+    assert time.monotonic() - started < 1.0
+    assert edge.search.closed == 1, "the first query still waits for the catalog"
+    hanging.set()
+    deadline = time.monotonic() + 2
+    while edge.search.closed < 2:
+        assert time.monotonic() < deadline, "the query that was given up is closed at its next row"
+        time.sleep(0.01)
+
+
+def test_what_an_ae_reads_and_how_much_is_in_the_table(edge: Edge) -> None:
+    edge.table.put(AeEntry(title="VIEWER", rights=("find",), find_limit=1, charset="ISO_IR 100"))
+    edge.search.rows = [{"StudyInstanceUID": "1", "PatientName": "Łukasz"}, {"StudyInstanceUID": "2"}]
+    answers = _find(edge, _query(QueryRetrieveLevel="STUDY", PatientName="", SpecificCharacterSet="ISO_IR 192"))
+    assert [s.Status for s, _ in answers] == [0xFF00, 0xA700]
+    assert answers[0][1].SpecificCharacterSet == "ISO_IR 100" and str(answers[0][1].PatientName) == "?ukasz"
+    assert edge.replaced == [1]
+
+
+def test_unsupported_keys_are_named(edge: Edge) -> None:
+    edge.search.rows = [{"StudyInstanceUID": "1"}]
+    query = _query(QueryRetrieveLevel="STUDY", ContrastBolusAgent="secret")
+    query.add_new(0x00091010, "LO", "secret")
+    (status, _), _ = _find(edge, query)
+    assert status.ErrorComment == "not supported: 00091010, ContrastBolusAgent"
+
+
+def test_many_answers_arrive_whole_and_in_order(edge: Edge) -> None:
+    edge.search.rows = [{"StudyInstanceUID": f"1.2.{i}", "PatientName": "Doe^" + "x" * (i % 60)} for i in range(5000)]
+    answers = _find(edge, _query(QueryRetrieveLevel="STUDY", StudyInstanceUID="", PatientName=""))
+    assert [answer.StudyInstanceUID for _, answer in answers[:-1]] == [f"1.2.{i}" for i in range(5000)]
+
+
+def test_no_more_queries_than_may_wait(edge: Edge) -> None:
+    ended = threading.Event()
+
+    def endless() -> Any:
+        while not ended.wait(0.01):
+            yield {}
+
+    pumps = Pumps(2)
+    running = [pumps.start(endless()), pumps.start(endless())]
+    assert all(running) and pumps.start(iter(())) is None
+    for pump in running:
+        assert pump is not None
+        pump.stop()
+        assert pump.take() == []
+    deadline = time.monotonic() + 2
+    while pumps.start(iter(())) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ended.set()

@@ -23,9 +23,10 @@ from dgis.dimse.ae import AeEntry, AeTable, AeTableError, UnknownAe, read, write
 from dgis.dimse.answer import RowWriter, failed_uids
 from dgis.dimse.charset import Charset
 from dgis.dimse.command import Answer, Command, CommandError, Counts
-from dgis.dimse.identifier import IdentifierError, elements, find_request, locate_request
+from dgis.dimse.identifier import FindOptions, find_request, locate_request
 from dgis.dimse.messages import Assembler, Message
 from dgis.dimse.negotiation import Context, Service, negotiate, service_of
+from dgis.dimse.values import IdentifierError, elements
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -140,7 +141,8 @@ def test_every_storage_class_of_the_dictionary_is_storage() -> None:
     from pynetdicom import AllStoragePresentationContexts
 
     assert {service_of(str(c.abstract_syntax)) for c in AllStoragePresentationContexts} == {Service.STORE}
-    for uid in ("1.2.840.10008.1.20.1", "1.2.840.10008.5.1.4.31", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2", "x"):
+    assert service_of("1.2.840.10008.1.20.1") is Service.COMMIT
+    for uid in ("1.2.840.10008.1.20.2", "1.2.840.10008.5.1.4.31", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2", "x"):
         assert service_of(uid) is Service.NONE
 
 
@@ -173,7 +175,7 @@ def _raw(syntax: str = EXPLICIT, **values: object) -> bytes:
 
 def _matches(syntax: str = EXPLICIT, **values: object) -> dict[str, tuple[str, tuple[str, ...]]]:
     values.setdefault("QueryRetrieveLevel", "IMAGE")
-    request = find_request(_raw(syntax, **values), syntax, limit=None, names="insensitive")
+    request = find_request(_raw(syntax, **values), syntax, FindOptions())
     return {m.keyword: (m.op, m.values) for m in request.query.matches}
 
 
@@ -214,7 +216,7 @@ def test_matching_by_value_representation(syntax: str) -> None:
 )  # fmt: skip
 def test_names_are_read_in_the_set_of_the_request(terms: str, name: str) -> None:
     raw = _raw(SpecificCharacterSet=terms.split("\\"), QueryRetrieveLevel="STUDY", PatientName=name)
-    request = find_request(raw, EXPLICIT, limit=9, names="exact")
+    request = find_request(raw, EXPLICIT, FindOptions(limit=9, names="exact"))
     assert request.query.matches[0].values == (name,) and request.query.limit == 10
     answer = RowWriter(request, EXPLICIT, retrieve_ae="DGIS").encode({"PatientName": name})
     data_set = pydicom.dcmread(BytesIO(answer), force=True)
@@ -223,10 +225,12 @@ def test_names_are_read_in_the_set_of_the_request(terms: str, name: str) -> None
     assert (written if isinstance(written, str) else "\\".join(written)) == terms
 
 
-def test_ascii_needs_no_set() -> None:
-    request = find_request(_raw(QueryRetrieveLevel="STUDY", PatientName=""), EXPLICIT, limit=None, names="exact")
+def test_every_answer_names_its_set() -> None:
+    request = find_request(_raw(QueryRetrieveLevel="STUDY", PatientName=""), EXPLICIT, FindOptions())
     writer = RowWriter(request, EXPLICIT, retrieve_ae="DGIS")
-    assert "SpecificCharacterSet" not in pydicom.dcmread(BytesIO(writer.encode({"PatientName": "A^B"})), force=True)
+    for name, wanted in (("A^B", "ISO_IR 100"), ("Müller", "ISO_IR 192")):
+        answer = pydicom.dcmread(BytesIO(writer.encode({"PatientName": name})), force=True)
+        assert answer.SpecificCharacterSet == wanted and answer.PatientName == name
 
 
 def test_deflated_identifiers_are_read_and_written() -> None:
@@ -234,7 +238,7 @@ def test_deflated_identifiers_are_read_and_written() -> None:
 
     engine = zlib.compressobj(wbits=-15)
     raw = engine.compress(_raw(QueryRetrieveLevel="STUDY", PatientID="P")) + engine.flush()
-    request = find_request(raw, DEFLATED, limit=None, names="exact")
+    request = find_request(raw, DEFLATED, FindOptions())
     assert request.query.matches[0].values == ("P",)
     answer = RowWriter(request, DEFLATED, retrieve_ae="DGIS").encode({"PatientID": "P"})
     assert b"P" in zlib.decompress(answer, -15)
@@ -246,7 +250,7 @@ def test_deflated_identifiers_are_read_and_written() -> None:
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
 @given(raw=st.binary(min_size=1, max_size=120))
 def test_any_bytes_are_an_identifier_or_an_identifier_error(syntax: str, raw: bytes) -> None:
-    for read_it in (lambda: find_request(raw, syntax, limit=None, names="exact"), lambda: locate_request(raw, syntax)):
+    for read_it in (lambda: find_request(raw, syntax, FindOptions()), lambda: locate_request(raw, syntax)):
         try:
             read_it()
         except IdentifierError as error:

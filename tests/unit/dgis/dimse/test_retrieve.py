@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-from tests.unit.dgis.dimse.conftest import Edge
+from dgis.dimse.ae import AeEntry
+from tests.unit.dgis.dimse.conftest import SETTINGS, Edge
 from tests.unit.dgis.dimse.doubles import data_bytes, make_file
 
 MOVE = StudyRootQueryRetrieveInformationModelMove
@@ -165,6 +167,48 @@ def test_unknown_destination_is_a801(edge: Edge) -> None:
     assert status.Status == 0xA801 and "AE table" in status.ErrorComment and rest == []
 
 
+@pytest.mark.parametrize(
+    ("requesters", "allowed"),
+    [((), True), (("self",), False), (("VIEWER",), True), (("OTHER", "self"), False), (("OTHER", "VIEWER"), True)],
+)
+def test_who_may_move_to_a_destination(edge: Edge, receiver: Any, requesters: tuple[str, ...], allowed: bool) -> None:
+    entry = AeEntry(title="DEST", host="127.0.0.1", port=receiver().port, rights=("move",), requesters=requesters)
+    edge.table.put(entry)
+    (status, _), *_ = _move(edge, _identifier())
+    assert status.Status == (0x0000 if allowed else 0x0124)
+    edge.table.put(entry.model_copy(update={"title": "VIEWER", "requesters": ("self",)}))
+    assert _move(edge, _identifier(), destination="VIEWER")[-1][0].Status == 0
+
+
+def test_an_instance_asked_for_twice_is_sent_once(edge: Edge, tmp_path: Path, receiver: Any) -> None:
+    located = edge.retrieve.add(make_file(tmp_path / "in"))
+    dest = receiver()
+    edge.destination("DEST", dest.port)
+    uids = [located.instance_uid] * 3
+    identifier = _identifier(QueryRetrieveLevel="IMAGE", SeriesInstanceUID="1.2.3.1.1", SOPInstanceUID=uids)
+    status, _ = _move(edge, identifier)[-1]
+    assert status.Status == 0 and _counts(status) == (1, 0, 0) and len(dest.got) == 1
+    assert edge.retrieve.asked[0].instances == (located.instance_uid,)
+
+
+def test_more_retrieves_than_allowed_are_a701(make_edge: Any, tmp_path: Path, receiver: Any) -> None:
+    edge: Edge = make_edge(limits=replace(SETTINGS.limits, retrieves=1))
+    edge.retrieve.add(make_file(tmp_path / "in"))
+    edge.retrieve.delay = 1.5
+    edge.destination("DEST", receiver().port)
+    first: list[Any] = []
+    slow = threading.Thread(target=lambda: first.extend(_move(edge, _identifier())))
+    slow.start()
+    while not edge.retrieve.asked:
+        time.sleep(0.01)
+    (status, _), *rest = _move(edge, _identifier())
+    assert (status.Status, rest) == (0xA701, []) and "retrieves" in status.ErrorComment
+    slow.join()
+    assert first[-1][0].Status == 0
+    edge.retrieve.delay = 0
+    assert _move(edge, _identifier())[-1][0].Status == 0
+
+
 def test_unreachable_catalog_is_c001(edge: Edge, receiver: Any) -> None:
     edge.retrieve.unavailable = True
     edge.destination("DEST", receiver().port)
@@ -264,20 +308,22 @@ def test_more_kinds_than_contexts_open_another_association(edge: Edge, tmp_path:
     edge.destination("DEST", dest.port)
     status, _ = _move(edge, _identifier())[-1]
     assert status.Status == 0 and _counts(status) == (130, 0, 0)
-    assert dest.associations == 2
+    assert dest.associations == 3  # two contexts a class: as stored, and what it can be converted to
 
 
 def test_cancel_of_a_move_is_fe00_within_a_second(edge: Edge, tmp_path: Path, receiver: Any) -> None:
     for _ in range(50):
         edge.retrieve.add(make_file(tmp_path / "in"))
     edge.retrieve.delay = 0.1
-    edge.destination("DEST", receiver().port)
+    dest = receiver()
+    edge.destination("DEST", dest.port)
     ae = AE("VIEWER")
     ae.add_requested_context(MOVE)
     association = ae.associate("127.0.0.1", edge.port, ae_title="DGIS")
     answers = association.send_c_move(_identifier(), "DEST", MOVE, msg_id=3)
     next(answers)
-    time.sleep(0.35)
+    while len(dest.got) < 2:
+        time.sleep(0.01)
     started = time.monotonic()
     association.send_c_cancel(3, query_model=MOVE)
     *_, (final, _) = answers

@@ -20,8 +20,9 @@ from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformati
 from dgis.dimse.command import MoveOriginator
 from dgis.dimse.echo import echo
 from dgis.dimse.limits import PeerAddress, Timeouts
+from dgis.dimse.outgoing import Outgoing
 from dgis.dimse.runtime.entity import GridAE
-from dgis.dimse.scu import Outgoing, StoreSender
+from dgis.dimse.scu import StoreSender
 from tests.unit.dgis.dimse.conftest import Edge
 from tests.unit.dgis.dimse.doubles import data_bytes, make_file
 from tests.unit.dgis.dimse.raw import associate
