@@ -33,7 +33,7 @@ soak: $(STAMP) ## the long runs (an hour): kills, 10,000 associations, 1300 imag
 	$(BIN)/python -m pytest -m soak -o timeout=3600 -s tests
 
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
 

@@ -161,13 +161,17 @@ def waiting_for_report(home: Path, config: Path | None, port: int | None, second
         yield Waiting(seconds, listener, answers, stack.enter_context(Interrupt()))
 
 
+def _left_out(path: Path, why: str) -> None:
+    notes().print(f"{path}: left out: {why}", markup=False, highlight=False)
+
+
 def _references(paths: tuple[Path, ...]) -> list[Reference]:
     found: dict[Reference, None] = {}
-    for path in find_files(paths):
+    for path in find_files(paths, _left_out):
         try:
             instance = open_instance(path)
         except (NotAnInstance, Part10Error, OSError) as error:
-            notes().print(f"{path}: left out: {error}", markup=False, highlight=False)
+            _left_out(path, str(error))
             continue
         found[instance.sop_class_uid, instance.instance_uid] = None
     return list(found)

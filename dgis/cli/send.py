@@ -77,7 +77,8 @@ def command(
     tally = _Tally()
     started = time.monotonic()
     with Interrupt() as interrupt, progress_bar() as bar:
-        items = _read(list(find_files(paths)), bar, tally, interrupt)
+        files = list(find_files(paths, lambda path, why: tally.failures.append((path, why))))
+        items = _read(files, bar, tally, interrupt)
         if items:
             _send(there, items, bar, tally, interrupt)
     if not items and not tally.failures:
