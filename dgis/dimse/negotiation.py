@@ -205,11 +205,16 @@ def _receiving(abstract_syntax: str, offered: list[str], accepted: Iterable[Cont
     """Order the syntaxes of a context in which we send: what can be sent is known only later.
 
     Anything decodable fits an uncompressed syntax, so the first of several is one of these; of a further context
-    of the same SOP class, or where there is none, the requestor's first that it does not have yet.
+    of the same SOP class, or where there is none, the requestor's first that it does not have yet. A single compressed
+    syntax before uncompressed ones is a wish for that one ("prefer JPEG 2000" in DCMTK), and is followed: the originals
+    in it come byte for byte, instances stored uncompressed then fail as sub-operations, because nothing is compressed.
     """
     have = {c.transfer_syntax for c in accepted if c.abstract_syntax == abstract_syntax}
     plain = [s for s in offered if s in IDENTIFIER_SYNTAXES]
     new = [s for s in offered if s not in have]
+    wished = [s for s in offered if s not in IDENTIFIER_SYNTAXES]
+    if len(wished) == 1 and offered[0] == wished[0]:
+        return offered
     return (plain if plain and not have & IDENTIFIER_SYNTAXES else new) or offered
 
 

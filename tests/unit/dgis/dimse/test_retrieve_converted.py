@@ -179,6 +179,15 @@ def _jpeg2000(folder: Path, codestream: bytes) -> Path:
     return path
 
 
+def test_one_compressed_syntax_before_uncompressed_ones_is_a_wish(edge: Edge, tmp_path: Path) -> None:
+    """DCMTK's "prefer JPEG 2000": the original comes byte for byte."""
+    original = _jpeg2000(tmp_path / "in", _codestream())
+    edge.retrieve.add(original)
+    answers, got = _get(edge, [build_context(CTImageStorage, [JPEG2000, EXPLICIT, IMPLICIT])])
+    assert answers[-1][0].Status == 0
+    assert got == [(JPEG2000, data_bytes(original))]
+
+
 def test_what_cannot_be_converted_is_one_failed_sub_operation_with_its_reason(edge: Edge, tmp_path: Path) -> None:
     good = [_jpeg2000(tmp_path / "in", _codestream()) for _ in range(2)]
     corrupt = _jpeg2000(tmp_path / "in", _codestream()[:60] + b"garbage" * 20)
