@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 FIRST_REST = 2.0
 LONGEST_REST = 60.0
+HOPE_WITHIN = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class DoorHealth:
 class _Door:
     failures: int = 0
     rests_until: float = 0.0
+    failed_at: float = 0.0
     last_error: str | None = None
     last_ok: datetime | None = None
 
@@ -66,10 +68,14 @@ class Route:
             return all(self._doors.get((doors.se, url), _Door()).rests_until > now for url in doors.urls)
 
     def back_in(self, doors: Doors) -> float:
-        """Return the seconds until the element's first door is tried again; 0 for one that does not rest."""
+        """Return the seconds until it makes sense to ask an element again for which there is no other; 0: now.
+
+        At most HOPE_WITHIN after its last failure, however long its doors rest while others can be asked.
+        """
         now = self._clock()
         with self._lock:
-            waits = [self._doors.get((doors.se, url), _Door()).rests_until - now for url in doors.urls]
+            states = [self._doors.get((doors.se, url), _Door()) for url in doors.urls]
+        waits = (min(state.rests_until, state.failed_at + HOPE_WITHIN) - now for state in states)
         return max(0.0, min(waits, default=0.0))
 
     def worked(self, se: str, url: str) -> None:
@@ -83,7 +89,11 @@ class Route:
             door = self._doors.get((se, url), _Door())
             rest = min(FIRST_REST * 2.0**door.failures, LONGEST_REST)
             self._doors[se, url] = replace(
-                door, failures=min(door.failures + 1, 16), rests_until=self._clock() + rest, last_error=error
+                door,
+                failures=min(door.failures + 1, 16),
+                rests_until=self._clock() + rest,
+                failed_at=self._clock(),
+                last_error=error,
             )
 
     def health(self) -> dict[str, DoorHealth]:

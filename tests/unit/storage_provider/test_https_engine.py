@@ -15,6 +15,7 @@ from storage_provider.checksum import CHUNK_BYTES
 from storage_provider.errors import Cancelled, NotFound, Unreachable
 from storage_provider.https.client import Timeouts
 from storage_provider.transfer.engine import Doors, Engine, Limits, Patience, Source
+from storage_provider.transfer.route import HOPE_WITHIN
 from tests.conformance.faulty_wire import FaultyWire, Mood
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import HttpsProvider, write
@@ -130,8 +131,13 @@ def test_all_lines_down_is_unreachable_and_back_again_works(pair: Pair) -> None:
         pair.engine.fetch(source, pair.tmp / "t")
     assert time.monotonic() - began < 12
     assert not (pair.tmp / "t").exists() and not list(pair.tmp.glob(".t.*"))
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="lately"):  # the next object of a study does not wait all that out again
+        pair.engine.fetch(source, pair.tmp / "t")
+    assert time.monotonic() - began < 1
     for wire in pair.wires:
         wire.set(Mood())
+    time.sleep(HOPE_WITHIN)
     pair.engine.fetch(source, pair.tmp / "t")
 
 
