@@ -330,6 +330,9 @@ def test_cancel_of_a_move_is_fe00_within_a_second(edge: Edge, tmp_path: Path, re
     assert final.Status == 0xFE00 and time.monotonic() - started < 1.0
     assert 0 < final.NumberOfRemainingSuboperations < 50 and final.NumberOfFailedSuboperations == 0
     association.release()
+    deadline = time.monotonic() + 1.0  # the fetching side hears of it a moment after the answer left
+    while not edge.retrieve.stopped_early and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert edge.retrieve.stopped_early
 
 
