@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ class Retrieve:
 
     def fetch(
         self, plan: Planned, *, acting_for: str | None = None, cancelled: Callable[[], bool] = never
-    ) -> Iterator[Fetched | Failed]:
+    ) -> Generator[Fetched | Failed, None, None]:
         """Yield each instance of the plan once, in its order; the caller releases what it got.
 
         One that cannot be had is a Failed and never ends the rest. After `cancelled` says so nothing more is yielded,

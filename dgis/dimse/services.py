@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -129,8 +129,10 @@ class Retrieve(Protocol):
     def plan(self, request: LocateRequest, *, acting_for: str | None) -> Plan:
         """Say which instances match. Raises RetrieveUnavailable when the catalog does not answer."""
 
-    def fetch(self, plan: Plan, *, acting_for: str | None, cancelled: Callable[[], bool]) -> Iterator[Fetched | Failed]:
-        """Yield each instance of the plan once, reading ahead; stop soon after `cancelled` says so."""
+    def fetch(
+        self, plan: Plan, *, acting_for: str | None, cancelled: Callable[[], bool]
+    ) -> Generator[Fetched | Failed, None, None]:
+        """Yield each instance of the plan once, reading ahead; stop soon after `cancelled` says so, or when closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,8 @@ def _retrieve(
         if progress.total:
             operation.pending(progress.answer(status.PENDING))
         stop = _Stop(operation, sender)
-        results = services.retrieve.fetch(plan, acting_for=session.acting_for, cancelled=stop)
-        _send_all(operation, sender, results, progress)
+        with closing(services.retrieve.fetch(plan, acting_for=session.acting_for, cancelled=stop)) as results:
+            _send_all(operation, sender, results, progress)
         operation.keep_alive(None)
         _finish(operation, session, plan, progress)
 

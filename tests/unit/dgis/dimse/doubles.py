@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,19 +182,23 @@ class RetrieveDouble:
 
     def fetch(
         self, plan: PlanDouble, *, acting_for: str | None, cancelled: Callable[[], bool]
-    ) -> Iterator[FetchedDouble | FailedDouble]:
-        for located in plan.instances:
-            deadline = time.monotonic() + self.delay
-            while time.monotonic() < deadline and not cancelled():
-                time.sleep(0.01)
-            if cancelled():
-                self.stopped_early = True
-                return
-            _, path, offset, length = self.files[located.instance_uid]
-            if located.instance_uid in self.lost:
-                yield FailedDouble(located, "no replica")
-            else:
-                yield FetchedDouble(located, path, offset, length, self.released)
+    ) -> Generator[FetchedDouble | FailedDouble, None, None]:
+        taken = 0
+        try:
+            for located in plan.instances:
+                deadline = time.monotonic() + self.delay
+                while time.monotonic() < deadline and not cancelled():
+                    time.sleep(0.01)
+                if cancelled():
+                    return
+                _, path, offset, length = self.files[located.instance_uid]
+                if located.instance_uid in self.lost:
+                    yield FailedDouble(located, "no replica")
+                else:
+                    yield FetchedDouble(located, path, offset, length, self.released)
+                taken += 1
+        finally:  # whether told by `cancelled` or closed between two
+            self.stopped_early = taken < len(plan.instances)
 
 
 def make_file(folder: Path, **values: object) -> Path:
