@@ -6,7 +6,7 @@ cannot do a verb says so in `capabilities` and raises `Unsupported`; the engine 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from storage_provider.checksum import chunk_count
-from storage_provider.errors import Refused
+from storage_provider.errors import Refused, StorageError
 from storage_provider.keys import is_sha256, parse_key
 
 
@@ -46,6 +46,34 @@ class Stored:
     size: int
     sha256: str
     verified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One object of a batch to store: `spec.size` bytes of `path` from `offset`."""
+
+    spec: ObjectSpec
+    path: Path
+    offset: int = 0
+    acting_for: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One object, or a range of it (`length` None: to its end), of a batch to get."""
+
+    key: str
+    offset: int = 0
+    length: int | None = None
+    acting_for: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """An answer to a Want: its bytes as they arrive, or (raised by `blocks`) why there are none."""
+
+    want: Want
+    blocks: Iterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +145,20 @@ class Channel(Protocol):
         The iterator yields whatever has come within half a second, so that a caller can judge progress; it raises
         Unreachable when the stream ends early. Leaving the context early is allowed and stops the transfer.
         Raises on entering: NotFound, Denied, Refused (range outside the object), Unreachable.
+        """
+
+    def put_many(self, puts: Iterable[Put]) -> Iterator[tuple[Put, Stored | StorageError]]:
+        """Store many objects, each as `put` does, with requests in flight while others are answered.
+
+        Yields every put once, in any order, with what is stored or why not; an error of one never ends the rest. `puts`
+        is read ahead by a bounded number; closing the iterator stops the rest.
+        """
+
+    def get_many(self, wants: Sequence[Want]) -> AbstractContextManager[Iterator[Got]]:
+        """Give many objects in the order asked, with requests in flight ahead.
+
+        `blocks` of one must be used up (or left) before the next Got is taken, and raises what `get` raises; only
+        Unreachable ends the rest, which is then raised for each of them, too.
         """
 
     def stat(self, key: str) -> Stat:

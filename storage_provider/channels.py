@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from certs.https.session import GridSession
 from storage_provider.channel import Channel
 from storage_provider.errors import DoorURL
-from storage_provider.https.client import HttpsChannel, Timeouts
+from storage_provider.https.client import HttpsChannel
+from storage_provider.timeouts import Timeouts
 
 
 def open_channels(

@@ -16,7 +16,7 @@ from certs.config import IdentityConfig
 from certs.errors import ConfigError, CredentialError, TrustError, Unanswered
 from certs.https.adapter import GridAdapter, diagnose, was_cut
 from certs.https.problem import answered
-from certs.tls import client_context
+from certs.tls import ReloadingContext, client_context
 
 Body = bytes | IO[bytes] | Iterable[bytes]
 Params = Mapping[str, str | int | list[str]]
@@ -54,6 +54,16 @@ class GridSession:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._adapter = GridAdapter(self._tls, pool)
+
+    @property
+    def identity(self) -> IdentityConfig:
+        """Whose calls these are."""
+        return self._identity
+
+    @property
+    def tls(self) -> ReloadingContext:
+        """The client side of this identity, for channels that speak something else than HTTP."""
+        return self._tls
 
     def json(
         self,

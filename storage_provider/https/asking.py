@@ -15,26 +15,13 @@ from certs.errors import Answered, Unanswered
 from certs.https.session import GridSession, Params
 from storage_provider.errors import Faulty, Unreachable
 from storage_provider.https.problems import from_answer, from_silence
+from storage_provider.timeouts import Timeouts
 from storage_provider.wire import PERMIT_HEADER
 
-# A far side re-reads what it has at this speed at least (bytes/s), on top of the plain timeout.
-VERIFY_SPEED = 50e6
 STALE_SECONDS = 1.0
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds without a byte after which a door counts as unreachable: for answers, and where a disk must sync."""
-
-    answer: float = 10.0
-    write: float = 30.0
-
-    def verifying(self, size: int) -> float:
-        """Return how long the far side may take to re-read `size` bytes."""
-        return self.write + size / VERIFY_SPEED
 
 
 @dataclass(frozen=True, slots=True)

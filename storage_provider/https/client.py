@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 import requests
 
 from certs.https.session import GridSession
-from storage_provider.channel import Capabilities, ObjectSpec, Space, Stat, Stored
-from storage_provider.errors import DoorURL, Faulty, NotFound, Unreachable
-from storage_provider.https.asking import Ask, Asker, Timeouts
+from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
+from storage_provider.errors import DoorURL, Faulty, NotFound, StorageError, Unreachable
+from storage_provider.https.asking import Ask, Asker
 from storage_provider.https.problems import error_named
 from storage_provider.https.putting import Putting, opened, stored_of
 from storage_provider.keys import parse_key
+from storage_provider.many import get_each, put_each
 from storage_provider.ranges import format_range
+from storage_provider.timeouts import Timeouts
 from storage_provider.wire import STORED_HEADER, ChecksumReply, ListReply, PullEvent, PullRequest, SpaceReply
-
-__all__ = ["HttpsChannel", "Timeouts"]
 
 BLOCK_BYTES = 256 * 1024
 YIELD_SECONDS = 0.5
@@ -76,6 +76,14 @@ class HttpsChannel:
         ask = Ask("GET", self._object(key), key, headers=headers, acting_for=acting_for)
         with self._asker.stream(ask) as response:
             yield self._blocks(response, key, length)
+
+    def put_many(self, puts: Iterable[Put]) -> Iterator[tuple[Put, Stored | StorageError]]:
+        """Store objects over a few connections at once."""
+        return put_each(self, puts)
+
+    def get_many(self, wants: Sequence[Want]) -> AbstractContextManager[Iterator[Got]]:
+        """Hand out objects one after the other over one kept-alive connection."""
+        return get_each(self, wants)
 
     def stat(self, key: str) -> Stat:
         """Ask for size and age."""

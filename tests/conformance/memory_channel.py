@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage_provider.channel import Capabilities, ObjectSpec, Space, Stat, Stored
+from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
 from storage_provider.checksum import CHUNK_BYTES, chunk_count
-from storage_provider.errors import Corrupt, Denied, LocalFault, NoSpace, NotFound, Refused, Unreachable
+from storage_provider.errors import Corrupt, Denied, LocalFault, NoSpace, NotFound, Refused, StorageError, Unreachable
 from storage_provider.keys import object_key, parse_key, parse_prefix
+from storage_provider.many import get_each, put_each
 
 BLOCK = 256 * 1024
 EVERYTHING = Capabilities(
@@ -106,6 +107,12 @@ class MemoryChannel:
         if (offset or length is not None) and not 0 <= offset < stop:
             raise Refused("the range lies outside the object")
         yield self._blocks(data, offset, stop)
+
+    def put_many(self, puts: Iterable[Put]) -> Iterator[tuple[Put, Stored | StorageError]]:
+        return put_each(self, puts)
+
+    def get_many(self, wants: Sequence[Want]) -> AbstractContextManager[Iterator[Got]]:
+        return get_each(self, wants)
 
     def stat(self, key: str) -> Stat:
         data, at = self._object(key)

@@ -21,8 +21,9 @@ from certs.https.session import GridSession
 from certs.permit import Permit, sign
 from storage_provider.channel import Channel, ObjectSpec
 from storage_provider.config import AreaTable, StorageConfig, StorageTable
-from storage_provider.https.client import HttpsChannel, Timeouts
+from storage_provider.https.client import HttpsChannel
 from storage_provider.node import build
+from storage_provider.timeouts import Timeouts
 from tests.conformance.faulty_wire import FaultyWire, Mood
 from tests.conformance.memory_channel import Faults, MemoryChannel, MemoryProvider, spec_of
 from tests.helpers.pki import SiteHome

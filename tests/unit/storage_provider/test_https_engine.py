@@ -13,7 +13,7 @@ from certs.https.session import GridSession
 from storage_provider.channels import open_channels
 from storage_provider.checksum import CHUNK_BYTES
 from storage_provider.errors import Cancelled, NotFound, Unreachable
-from storage_provider.https.client import Timeouts
+from storage_provider.timeouts import Timeouts
 from storage_provider.transfer.engine import Doors, Engine, Limits, Patience, Source
 from storage_provider.transfer.route import HOPE_WITHIN
 from tests.conformance.faulty_wire import FaultyWire, Mood
