@@ -171,6 +171,10 @@ class Trust:
                 return f"{subject}: its CA may not sign this name (see signing_policy in the trust directory)"
         return None
 
+    def is_revoked(self, certs: tuple[x509.Certificate, ...]) -> bool:
+        """Say whether one of these certificates, verified or not, is in the CRL of its issuer."""
+        return any((cert.issuer.public_bytes(), cert.serial_number) in self._now.revoked for cert in certs)
+
     def good_until(self, chain: VerifiedChain) -> float:
         """Return the POSIX time until which an unchanged directory keeps accepting this chain."""
         ends = [self._now.expiry[issuer] for issuer, _serial in chain.links if issuer in self._now.expiry]
