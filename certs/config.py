@@ -45,7 +45,7 @@ class IdentityConfig(Table):
     """``[identity]``: the service's credential, whom it trusts and what verified names may do.
 
     ``trust`` is a hashed directory with CA certificates and CRLs; without ``gridmap`` no peer has a role.
-    ``ssh_peers`` is a directory of certificates (PEM, leaf first) of SSH's clients and hosts: SSH shows bare keys, and a
+    ``ssh_peers`` is a directory of certificates (PEM, leaf first) of SSH clients and hosts: SSH shows bare keys, and a
     key counts only through such a certificate. ``ssh_known_hosts`` (OpenSSH's form) names hosts that have none.
     """
 

@@ -1,6 +1,6 @@
 """The channel contract: what every kind of door (https, gsiftp, sftp, a foreign server) can be asked to do.
 
-One conformance suite (tests/conformance/test_channel.py) runs unchanged over every implementation. A channel that
+One conformance suite (tests/conformance/contract.py) runs unchanged over every implementation. A channel that
 cannot do a verb says so in `capabilities` and raises `Unsupported`; the engine asks the capabilities, never the scheme.
 """
 

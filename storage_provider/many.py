@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 
 from storage_provider.channel import Channel, Got, Put, Stored, Want
-from storage_provider.errors import StorageError
+from storage_provider.errors import StorageError, Unreachable
 
 PARALLEL = 4
 
@@ -43,16 +43,31 @@ def put_each(
 @contextmanager
 def get_each(channel: Channel, wants: Sequence[Want]) -> Iterator[Iterator[Got]]:
     """Get one after the other; each transfer begins when its blocks are asked for."""
-    with ExitStack() as current:
+    lost: Unreachable | None = None
+    current: Generator[bytes, None, None] | None = None
 
-        def blocks(want: Want) -> Iterator[bytes]:
+    def blocks(want: Want) -> Generator[bytes, None, None]:
+        nonlocal lost
+        if lost is not None:
+            raise Unreachable(lost.detail, door=lost.door, key=want.key)
+        try:
             entered = channel.get(want.key, offset=want.offset, length=want.length, acting_for=want.acting_for)
-            yield from current.enter_context(entered)
-            current.close()
+            with entered as stream:
+                yield from stream
+        except Unreachable as error:
+            lost = error
+            raise
 
-        def each() -> Iterator[Got]:
-            for want in wants:
+    def each() -> Iterator[Got]:
+        nonlocal current
+        for want in wants:
+            if current is not None:
                 current.close()
-                yield Got(want, blocks(want))
+            current = blocks(want)
+            yield Got(want, current)
 
+    try:
         yield each()
+    finally:
+        if current is not None:
+            current.close()

@@ -22,14 +22,19 @@ class Mood:
 
 
 class FaultyWire:
-    """Listens on loopback and relays to `target` (host, port), which may change."""
+    """Listens on loopback and relays to `target` (host, port), which may change.
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    With `host` and `port` it stands where a server says that it listens: a server that advertises 127.0.0.2 for its
+    data ports on 127.0.0.1 has its data connections relayed by a wire at each 127.0.0.2:PORT.
+    """
+
+    def __init__(self, target: tuple[str, int], *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.host = host
         self.target = target
         self.mood = Mood()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, port))
         self.port: int = self._listener.getsockname()[1]
         self.accepted = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -52,7 +57,7 @@ class FaultyWire:
         self.drop_all()
 
     def listen_again(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = socket.create_server((self.host, self.port))
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:

@@ -87,9 +87,10 @@ class MemoryChannel:
 
     def put(self, spec: ObjectSpec, path: Path, *, offset: int = 0, acting_for: str | None = None) -> Stored:
         self._answer(spec.key)
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(spec.size)
+        try:
+            data = path.read_bytes()[offset : offset + spec.size]
+        except OSError as error:
+            raise LocalFault("cannot read the file") from error
         if len(data) != spec.size:
             raise LocalFault("the file is shorter than the object")
         cut = self._far.faults.cut_after

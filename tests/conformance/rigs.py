@@ -1,12 +1,12 @@
 """Rigs: one storage element of each kind, reached through a channel, with the faults a test asks for.
 
-A new channel joins the suite by writing a rig and adding it to RIGS.
+A new channel joins the suite by a module with its rig and a file that runs the contract over it (like test_https.py).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,13 +19,13 @@ from certs.credential import Credential
 from certs.https.server import running
 from certs.https.session import GridSession
 from certs.permit import Permit, sign
-from storage_provider.channel import Channel, ObjectSpec
+from storage_provider.channel import Capabilities, Channel, ObjectSpec
 from storage_provider.config import AreaTable, StorageConfig, StorageTable
-from storage_provider.https.client import HttpsChannel
+from storage_provider.https.client import CAPABILITIES, HttpsChannel
 from storage_provider.node import build
 from storage_provider.timeouts import Timeouts
 from tests.conformance.faulty_wire import FaultyWire, Mood
-from tests.conformance.memory_channel import Faults, MemoryChannel, MemoryProvider, spec_of
+from tests.conformance.memory_channel import EVERYTHING, Faults, MemoryChannel, MemoryProvider, spec_of
 from tests.helpers.pki import SiteHome
 
 QUOTA = 64 * 1024 * 1024
@@ -36,11 +36,38 @@ FULL_RULES: dict[str, frozenset[str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a rig's far side is like; write why beside whatever is less than the default.
+
+    `quota`: bytes that it takes in all (None: no test can fill it). `exact_space`: `space` counts this area's objects
+    and nothing else. `permits`: a pull needs a permit for its source. `ends_sessions`: a revoked peer is refused in
+    mid-session, otherwise at its next login. `heals`: a rotten object is replaced by a put.
+    """
+
+    capabilities: Capabilities
+    quota: int | None = QUOTA
+    exact_space: bool = True
+    permits: bool = True
+    ends_sessions: bool = True
+    heals: bool = True
+
+
 class Rig(Protocol):
-    """What the suite needs of a storage element under test."""
+    """What the suite needs of a storage element under test.
+
+    `cut_get(n)` and `cut_put(n)`: from now on every connection (control and data alike) is reset once n more bytes have
+    come down or gone up it. `slow` limits each connection. `disconnect` resets all that are up, so that the next call
+    connects anew. `open` gives one more channel to the same door. `source` puts data at another element from where the
+    far side may pull, and returns door and permit; `nowhere` is a door of such an element that nobody serves.
+    """
 
     channel: Channel
+    declared: Declared
+    nowhere: str
 
+    def open(self) -> Channel: ...
+    def disconnect(self) -> None: ...
     def refuse(self) -> None: ...
     def silence(self) -> None: ...
     def slow(self, bytes_per_second: float) -> None: ...
@@ -71,6 +98,14 @@ class MemoryRig:
         self.peer = MemoryProvider("peer")
         self.far.peers[self.peer.door] = self.peer
         self.channel: Channel = MemoryChannel(self.far)
+        self.declared = Declared(EVERYTHING, heals=False)
+        self.nowhere = "memory://nowhere"
+
+    def open(self) -> Channel:
+        return MemoryChannel(self.far)
+
+    def disconnect(self) -> None:
+        """There is no connection."""
 
     def refuse(self) -> None:
         self.far.faults = Faults(unreachable=True)
@@ -173,13 +208,20 @@ class HttpsRig:
         self.wire = FaultyWire(self.far.address)
         self.session = GridSession(self.gateway, connect_timeout=TIMEOUT)
         self.door = f"https://127.0.0.1:{self.wire.port}/areas/main"
-        self.channel: Channel = self.open(self.door)
+        self.channel: Channel = self.open()
+        self.declared = Declared(CAPABILITIES)
+        self.nowhere = "https://127.0.0.2:1/areas/main"
         self._tmp = tmp_path
         self._peer_up = False
 
-    def open(self, door: str, *, session: GridSession | None = None, permit: str | None = None) -> HttpsChannel:
+    def open(
+        self, door: str | None = None, *, session: GridSession | None = None, permit: str | None = None
+    ) -> HttpsChannel:
         patience = Timeouts(answer=TIMEOUT, write=TIMEOUT)
-        return HttpsChannel(session or self.session, door, permit=permit, timeouts=patience)
+        return HttpsChannel(session or self.session, door or self.door, permit=permit, timeouts=patience)
+
+    def disconnect(self) -> None:
+        self.wire.drop_all()
 
     def refuse(self) -> None:
         self.wire.refuse()
@@ -257,6 +299,3 @@ def https_rig(site: SiteHome, tmp_path: Path) -> Iterator[HttpsRig]:
         yield rig
     finally:
         rig.close()
-
-
-RIGS: dict[str, Callable[[SiteHome, Path], object]] = {"memory": memory_rig, "https": https_rig}
