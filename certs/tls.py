@@ -7,14 +7,17 @@ without touching connections that are up.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.config import IdentityConfig
 from certs.credential import Credential
@@ -189,6 +192,27 @@ def client_context(
     return ReloadingContext(identity, "client", trust or Trust(identity.trust), profile)
 
 
+def pinned_context(pem: bytes, side: Side) -> ssl.SSLContext:
+    """Build one end of a connection whose two ends hold the same throw-away credential (a DCSC P data channel).
+
+    ``pem`` is the certificate, its key and any chain. Only the holder of that key is accepted; nothing of the grid's
+    trust applies, since the credential came over a connection that was judged. Raises CredentialError.
+    """
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT)
+    context = _strict(bare, Profile(host_name=False))
+    # The pinned certificate is its own anchor: no CA above it, so no CRL either, and it may itself be a proxy
+    context.verify_flags &= ~ssl.VERIFY_CRL_CHECK_CHAIN
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_ALLOW_PROXY_CERTS
+    try:
+        pinned = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.PEM).decode("ascii")
+        with _in_memory(pem) as path:
+            context.load_cert_chain(path)
+        context.load_verify_locations(cadata=pinned)
+    except (ssl.SSLError, ValueError) as error:
+        raise CredentialError("the credential of the data channel cannot be used") from error
+    return context
+
+
 def dn_of(connection: ssl.SSLObject | ssl.SSLSocket, trust: Trust) -> DN | None:
     """Return the DN of the peer's end-entity certificate, None when it showed none.
 
@@ -274,6 +298,17 @@ def _build(credential: Credential, trust: Trust, side: Side, profile: Profile) -
     except OSError as error:
         raise TrustError((f"{trust.directory}: cannot be read: {error.strerror}",)) from error
     return context
+
+
+@contextmanager
+def _in_memory(pem: bytes) -> Iterator[str]:
+    """Give a path under which OpenSSL can read a key that must not touch a disk."""
+    fd = os.memfd_create("credential", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, pem)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _verified_der(connection: ssl.SSLObject | ssl.SSLSocket) -> list[bytes]:
