@@ -49,6 +49,7 @@ class Profile:
 
 
 GRID = Profile()
+_NAMELESS = Profile(host_name=False)
 # PS3.15 B.12 refers to BCP 195 (RFC 9325 section 4.2): forward secrecy and authenticated encryption only. DHE is left
 # out: RFC 9325 advises against it, and clients that know it know ECDHE as well.
 DICOM_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -198,8 +199,7 @@ def pinned_context(pem: bytes, side: Side) -> ssl.SSLContext:
     ``pem`` is the certificate, its key and any chain. Only the holder of that key is accepted; nothing of the grid's
     trust applies, since the credential came over a connection that was judged. Raises CredentialError.
     """
-    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT)
-    context = _strict(bare, Profile(host_name=False))
+    context = _strict(ssl.SSLContext(_protocol(side)), _NAMELESS)
     # The pinned certificate is its own anchor: no CA above it, so no CRL either, and it may itself be a proxy
     context.verify_flags &= ~ssl.VERIFY_CRL_CHECK_CHAIN
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_ALLOW_PROXY_CERTS
@@ -210,6 +210,30 @@ def pinned_context(pem: bytes, side: Side) -> ssl.SSLContext:
         context.load_verify_locations(cadata=pinned)
     except (ssl.SSLError, ValueError) as error:
         raise CredentialError("the credential of the data channel cannot be used") from error
+    return context
+
+
+def holds_pinned(connection: ssl.SSLObject | ssl.SSLSocket, pem: bytes) -> bool:
+    """Say whether the peer showed exactly the certificate that ``pem`` begins with."""
+    shown = connection.getpeercert(binary_form=True)
+    return shown is not None and shown == x509.load_pem_x509_certificates(pem)[0].public_bytes(Encoding.DER)
+
+
+def delegated_context(pem: bytes, side: Side, trust: Trust) -> ssl.SSLContext:
+    """Build one connection's context that shows a delegated proxy (certificate, key and chain in ``pem``).
+
+    The peer's chain is verified as on any grid connection; whose it is must be compared by the caller (``dn_of``),
+    since here either side's host name says nothing. Raises CredentialError or TrustError.
+    """
+    context = _strict(ssl.SSLContext(_protocol(side)), _NAMELESS)
+    # A peer shows a proxy of the same user, whichever side it is on
+    context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
+    try:
+        with _in_memory(pem) as path:
+            context.load_cert_chain(path)
+    except ssl.SSLError as error:
+        raise CredentialError("the delegated credential cannot be used") from error
+    _load_trust(context, trust)
     return context
 
 
@@ -287,17 +311,24 @@ def _strict(context: ssl.SSLContext, profile: Profile) -> ssl.SSLContext:
 
 
 def _build(credential: Credential, trust: Trust, side: Side, profile: Profile) -> ssl.SSLContext:
-    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT)
-    context = _strict(bare, profile)
+    context = _strict(ssl.SSLContext(_protocol(side)), profile)
     try:
         context.load_cert_chain(credential.cert, credential.key)
-        for path in trust.files():
-            context.load_verify_locations(cafile=path)
+        _load_trust(context, trust)
     except ssl.SSLError as error:
         raise CredentialError(f"{credential.cert}: OpenSSL refuses it: {describe(error)}") from error
     except OSError as error:
         raise TrustError((f"{trust.directory}: cannot be read: {error.strerror}",)) from error
     return context
+
+
+def _protocol(side: Side) -> ssl._SSLMethod:
+    return ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT
+
+
+def _load_trust(context: ssl.SSLContext, trust: Trust) -> None:
+    for path in trust.files():
+        context.load_verify_locations(cafile=path)
 
 
 @contextmanager

@@ -34,11 +34,11 @@ def format_time(moment: datetime) -> str:
 def parse_time(text: str) -> datetime:
     """Read `YYYYMMDDHHMMSS` (a fraction is dropped); raises Refused."""
     match = _TIME.fullmatch(text.strip())
+    digits = match[1] if match is not None else "none"
     try:
-        moment = datetime.strptime(match[1] if match else "", "%Y%m%d%H%M%S")
+        return datetime.strptime(f"{digits}+0000", "%Y%m%d%H%M%S%z").astimezone(UTC)
     except ValueError as error:
         raise Refused("not a time (YYYYMMDDHHMMSS)") from error
-    return moment.replace(tzinfo=UTC)
 
 
 def format_entry(entry: Entry, *, unique: str = "") -> str:
