@@ -34,3 +34,7 @@ class AreaRules:
         if key not in permit.keys:
             return Decision(False, "the permit is for other objects")
         return Decision(True, f"permit to {verb}")
+
+    def known_to(self, peer: Peer) -> bool:
+        """Tell whether some role of the peer may do something here, so that it may know that the area exists."""
+        return any(self.by_role.get(role) for role in peer.roles)

@@ -14,6 +14,7 @@ from storage_provider.channels import open_channels
 from storage_provider.config import AreaTable, StorageConfig
 from storage_provider.https.app import create_storage_app
 from storage_provider.metrics import Metrics
+from storage_provider.parts import Parts
 from storage_provider.service import Area, StorageService
 from storage_provider.store import Store
 from storage_provider.transfer.engine import Engine
@@ -41,4 +42,4 @@ def run(config: StorageConfig, *, ready: Callable[[str], None] | None = None) ->
 def _area(config: StorageConfig, table: AreaTable) -> Area:
     store = Store(config.storage.root / table.name, quota=table.quota, reserve=table.reserve)
     rules = AreaRules({role: frozenset(verbs) for role, verbs in table.rules.items()})
-    return Area(table.name, store, Uploads(store), rules)
+    return Area(table.name, store, Uploads(store), rules, Parts(store))

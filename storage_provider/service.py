@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from certs.peer import Peer
@@ -13,11 +13,13 @@ from storage_provider.channel import ObjectSpec, Stored
 from storage_provider.errors import Denied, NotFound, StorageError
 from storage_provider.keys import parse_key
 from storage_provider.metrics import Metrics
+from storage_provider.parts import Parts
 from storage_provider.store import Store
 from storage_provider.transfer.engine import Doors, Engine, Source
 from storage_provider.upload import Upload
 from storage_provider.uploads import Uploads
 from storage_provider.wire import AreaSpace, SpaceReply, StoredReply, UploadReply
+from storage_provider.writing import Writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Area:
     store: Store
     uploads: Uploads
     rules: AreaRules
+    parts: Parts
+    writers: Writers = field(default_factory=Writers)
 
 
 class StorageService:
@@ -52,6 +56,11 @@ class StorageService:
         if key:
             parse_key(key)
         return area
+
+    def visible(self, peer: Peer, permit: Permit | None) -> list[Area]:
+        """Return the areas that a peer may know of: those where a role may do anything, all with a permit."""
+        permitted = permit is not None and permit.dn == peer.dn
+        return [area for area in self._areas.values() if permitted or area.rules.known_to(peer)]
 
     def admit_upload(self, area_name: str, peer: Peer, ident: str, permit: Permit | None) -> Area:
         """Return the area when the peer may (still) write the object that its upload is for."""

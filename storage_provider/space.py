@@ -65,3 +65,39 @@ class Ledger:
     def _disk_free(self) -> int:
         status = os.statvfs(self._root)
         return max(0, status.f_bavail * status.f_frsize - self._reserve)
+
+
+_STEP_BYTES = 8 * 1024 * 1024
+
+
+class Room:
+    """Room promised to one growing file; thread-safe."""
+
+    def __init__(self, ledger: Ledger, size: int = 0, *, allocated: bool = False) -> None:
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        ledger.promise(size, allocated=allocated)
+        self._size = size
+
+    def reach(self, end: int) -> None:
+        """Have room for `end` bytes, and some ahead where there is; NoSpace when there is none."""
+        with self._lock:
+            if end <= self._size:
+                return
+            ahead = min(max(end, 2 * self._size), end + _STEP_BYTES)
+            try:
+                self._ledger.promise(ahead - self._size)
+            except NoSpace:
+                ahead = end
+                self._ledger.promise(ahead - self._size)
+            self._size = ahead
+
+    def fit(self, size: int) -> None:
+        """Promise exactly `size`, no more than is promised already."""
+        with self._lock:
+            self._ledger.release(self._size - size)
+            self._size = size
+
+    def give_back(self) -> None:
+        """End: all of it."""
+        self.fit(0)

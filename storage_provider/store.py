@@ -151,6 +151,10 @@ class Store:
         for key, stat in self._walk(parse_prefix(prefix), after):
             yield _stat(key, stat)
 
+    def folders(self, inside: str) -> Iterator[str]:
+        """Return the names of the layout's folders in `v1` or `v1/ab` that are there."""
+        yield from _names(self._objects / parse_prefix(inside), 2)
+
     def space(self) -> Space:
         """Return the area's space."""
         return self.ledger.space()

@@ -53,6 +53,12 @@ class Upload:
             raise Refused("that range was not claimed")
         return replace(self, claimed=self.claimed.subtract(start, stop), received=self.received.add(start, reached))
 
+    def settle(self, synced: Ranges) -> Upload:
+        """End every claim: what of them is synced counts as received from now on."""
+        self._must_be("receiving")
+        received = Ranges.of((*self.received, *synced.intersect(0, self.spec.size)))
+        return replace(self, claimed=Ranges(), received=received)
+
     def verify(self) -> Upload:
         """Begin the digest check; Refused while bytes are missing, Busy while a range is being written."""
         self._must_be("receiving")

@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -63,8 +63,7 @@ class Uploads:
         with self._lock:
             entry = self._entries.get(ident)
             if entry is not None and entry.upload.spec != spec:
-                self._drop(ident, entry.upload.abort())
-                entry = None
+                entry = self._meet(ident, entry, spec)
             if entry is None:
                 entry = _Entry(owner, Upload(spec), self._clock())
                 self._create(ident, entry)
@@ -91,18 +90,53 @@ class Uploads:
         with self._lock:
             entry = self._entry(ident, owner)
             entry.upload = entry.upload.land(start, reached, stop)
-            self._journal(ident, entry)
+            self._journal(ident, entry, entry.upload.received)
             return entry.upload
 
-    def commit(self, ident: str, owner: str) -> Stored:
-        """Verify the bytes on disk and make them the object; Corrupt makes the bad chunks missing again."""
+    def find(self, key: str, owner: str) -> Upload | None:
+        """Return the owner's upload of an object, when there is one."""
+        with self._lock:
+            entry = self._entries.get(_ident(owner, key))
+            return entry.upload if entry is not None else None
+
+    def open_missing(self, ident: str, owner: str) -> tuple[int, Upload]:
+        """Claim all that is missing, for one writer of any order: (descriptor, state before); end it with `settle`."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            before = claimed = entry.upload
+            for start, stop in before.missing:
+                claimed = claimed.claim(start, stop)
+            fd = os.open(self._root / ident / "data", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            entry.upload, entry.touched = claimed, self._clock()
+        return fd, before
+
+    def note(self, ident: str, owner: str, synced: Ranges) -> None:
+        """Journal what of an upload under way is synced by now; the claims stay."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            entry.touched = self._clock()
+            self._journal(ident, entry, synced)
+
+    def settle(self, ident: str, owner: str, synced: Ranges) -> Upload:
+        """End the claims of `open_missing`: what is synced of them counts as received; journal it."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            entry.upload = entry.upload.settle(synced)
+            self._journal(ident, entry, entry.upload.received)
+            return entry.upload
+
+    def commit(self, ident: str, owner: str, *, digest: str | None = None) -> Stored:
+        """Verify the bytes on disk and make them the object; Corrupt makes the bad chunks missing again.
+
+        `digest` is that of the bytes as they were written, when a writer hashed them all; else they are read again.
+        """
         with self._lock:
             entry = self._entry(ident, owner)
             entry.upload = entry.upload.verify()
         spec, data = entry.upload.spec, self._root / ident / "data"
         try:
             with disk_errors(spec.key):
-                good = sha256_of(data) == spec.sha256
+                good = (digest or sha256_of(data)) == spec.sha256
                 bad = () if good else _bad_chunks(data, spec)
         except StorageError:
             with self._lock:
@@ -139,7 +173,7 @@ class Uploads:
         with self._lock:
             entry.upload = entry.upload.reject(bad)
             if bad:
-                self._journal(ident, entry)
+                self._journal(ident, entry, entry.upload.received)
             else:
                 self._drop(ident, entry.upload)
         raise Corrupt("the uploaded bytes do not have the key's SHA-256", key=entry.upload.spec.key, bad_chunks=bad)
@@ -162,18 +196,26 @@ class Uploads:
                         os.posix_fallocate(fd, 0, spec.size)
                 finally:
                     os.close(fd)
-                self._journal(ident, entry)
+                self._journal(ident, entry, entry.upload.received)
                 fsync_dir(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             self._store.ledger.release(spec.size)
             raise
 
-    def _journal(self, ident: str, entry: _Entry) -> None:
+    def _meet(self, ident: str, entry: _Entry, spec: ObjectSpec) -> _Entry | None:
+        """Keep an upload that only lacks, or has, chunk digests (begun at another door); give up any other."""
+        have = entry.upload.spec
+        if have.size == spec.size and not (have.chunks and spec.chunks):
+            if spec.chunks:
+                entry.upload = replace(entry.upload, spec=spec)
+            return entry
+        self._drop(ident, entry.upload.abort())
+        return None
+
+    def _journal(self, ident: str, entry: _Entry, received: Ranges) -> None:
         spec = entry.upload.spec
-        journal = Journal(
-            key=spec.key, size=spec.size, chunks=spec.chunks, owner=entry.owner, received=entry.upload.received.spans
-        )
+        journal = Journal(key=spec.key, size=spec.size, chunks=spec.chunks, owner=entry.owner, received=received.spans)
         with disk_errors(spec.key):
             replace_file(self._root / ident / "journal.json", journal.model_dump_json().encode())
 
