@@ -131,10 +131,14 @@ def test_a_dead_worker_is_one_failed_conversion(tmp_path: Path, transcoder: Call
     pool.convert(job(path, tmp_path / "out1"), cancelled=never)
     victim = workers()[0]
     victim.suspend()
-    threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGSEGV)).start()
-    threading.Timer(0.4, lambda: os.kill(victim.pid, signal.SIGCONT)).start()
+
+    def kill_it() -> bool:  # asked while the job waits for its answer, and only then
+        os.kill(victim.pid, signal.SIGSEGV)
+        os.kill(victim.pid, signal.SIGCONT)
+        return False
+
     with pytest.raises(TranscodeError, match="SIGSEGV"):
-        pool.convert(job(path, tmp_path / "out2"), cancelled=never)
+        pool.convert(job(path, tmp_path / "out2"), cancelled=kill_it)
     assert not (tmp_path / "out2").exists()
     assert pool.convert(job(path, tmp_path / "out3"), cancelled=never)
 
