@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage_provider.channel import Channel, ObjectSpec, Space, Stored
-from storage_provider.errors import Cancelled, Corrupt, LocalFault, StorageError, Unreachable
+from storage_provider.errors import Cancelled, Corrupt, DoorURL, LocalFault, StorageError, Unreachable, Unsupported
+from storage_provider.keys import object_key
 from storage_provider.transfer.fetch import Blame, Caller, Fetch, Patience, Source
 from storage_provider.transfer.landing import Landing
 from storage_provider.transfer.plan import Limits
@@ -23,6 +24,7 @@ __all__ = ["Blame", "DoorHealth", "Doors", "Engine", "Fetched", "Limits", "Patie
 
 T = TypeVar("T")
 _ASK_SECONDS = 0.1
+_NO_OBJECT = object_key("0" * 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class Engine:
         """
         ObjectSpec(source.key, source.size, source.sha256, source.chunks)
         self._await_a_door(source, cancelled)
+        for doors in source.doors:
+            self._probe_if_due(doors)
         with Landing(target, source.key) as landing:
             fetch = Fetch(source, landing, route=self._route, open_channel=self.channel, limits=self._limits)
             try:
@@ -138,7 +142,7 @@ class Engine:
         self._try_doors(doors, lambda channel: channel.delete(key), key=key)
 
     def checksum(self, doors: Doors, key: str) -> str:
-        """Let an SE re-read an object; its SHA-256 as it is there now."""
+        """Let an SE re-read an object; its SHA-256 as it is there now. Unsupported when no door can."""
         return self._try_doors(doors, lambda channel: channel.checksum(key), key=key)
 
     def space(self, doors: Doors) -> Space:
@@ -154,14 +158,14 @@ class Engine:
         *,
         acting_for: str | None = None,
     ) -> Stored:
-        """Let an SE fetch the object from other SEs' doors (third-party copy)."""
+        """Let an SE fetch the object from other SEs' doors (third-party copy). Unsupported when no door can."""
         return self._try_doors(
             doors, lambda channel: channel.pull(spec, sources, permit, acting_for=acting_for), key=spec.key
         )
 
-    def health(self) -> dict[str, DoorHealth]:
-        """Return what the last calls showed of every SE that was asked."""
-        return self._route.health()
+    def health(self, doors: Doors) -> tuple[DoorHealth, ...]:
+        """Return what the last calls showed of every door of an SE, in order of preference."""
+        return self._route.health(doors)
 
     def channel(self, url: str) -> Channel:
         """Return the kept channel of a door."""
@@ -179,19 +183,44 @@ class Engine:
             channel.close()
 
     def _try_doors(self, doors: Doors, call: Callable[[Channel], T], *, key: str) -> T:
-        """Use the first door that answers; fall through on Unreachable only."""
-        unreachable: Unreachable | None = None
+        """Use the first door that answers; fall through when one does not, or cannot do this at all."""
+        self._probe_if_due(doors)
+        passed: StorageError | None = None
         for url in self._route.order(doors):
+            began = self._route.clock()
             try:
                 result = call(self.channel(url))
-            except Unreachable as error:
-                self._route.failed(doors.se, url, error.detail)
-                unreachable = error
+            except (Unreachable, DoorURL) as error:
+                self._route.failed(doors, url, error.detail, began=began)
+                passed = error if passed is None or isinstance(error, Unreachable) else passed
+            except Unsupported as error:
+                passed = passed or error
             except StorageError as error:
                 if not isinstance(error, LocalFault):
-                    self._route.worked(doors.se, url)
+                    self._route.worked(doors, url, began=began)
                 raise
             else:
-                self._route.worked(doors.se, url)
+                self._route.worked(doors, url, began=began)
                 return result
-        raise unreachable or Unreachable("the storage element has no doors", key=key)
+        raise passed or Unreachable("the storage element has no doors", key=key)
+
+    def _probe_if_due(self, doors: Doors) -> None:
+        """Ask a preferred door that had failed whether it is back, beside the work that goes by another one."""
+        url = self._route.due_probe(doors)
+        if url is not None:
+            threading.Thread(target=self._probe, args=(doors, url), name="probe", daemon=True).start()
+
+    def _probe(self, doors: Doors, url: str) -> None:
+        """Any answer will do, also that there is no such object (this is the edge of the probe's thread)."""
+        began = self._route.clock()
+        try:
+            self.channel(url).stat(_NO_OBJECT)
+        except (Unreachable, DoorURL) as error:
+            self._route.failed(doors, url, error.detail, began=began)
+            return
+        except StorageError:
+            pass
+        except Exception as error:  # noqa: BLE001  whatever a channel does, the door must not stay under probe
+            self._route.failed(doors, url, f"{type(error).__name__} while probing", began=began)
+            return
+        self._route.worked(doors, url, began=began)

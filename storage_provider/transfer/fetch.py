@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from storage_provider.channel import Channel
-from storage_provider.errors import Cancelled, Corrupt, Faulty, LocalFault, NoSpace, NotFound, StorageError, Unreachable
+from storage_provider.errors import (
+    Cancelled,
+    Corrupt,
+    DoorURL,
+    Faulty,
+    LocalFault,
+    NoSpace,
+    NotFound,
+    StorageError,
+    Unreachable,
+)
 from storage_provider.transfer.landing import Landing
 from storage_provider.transfer.plan import Limits, Piece, Plan, Run, pieces_of
 from storage_provider.transfer.route import Doors, Route
@@ -69,6 +79,7 @@ class _Attempt:
     run: Run
     doors: Doors
     url: str
+    began: float
     marked_at: float
     marked: int = 0
     received: int = 0
@@ -100,6 +111,7 @@ class Fetch:
         self._attempts: dict[int, _Attempt] = {}
         self._errors: list[StorageError] = []
         self._paused_until = 0.0
+        self._left: dict[str, set[str]] = {}
         self.served: dict[str, int] = {}
         self.blames: list[Blame] = []
 
@@ -146,7 +158,7 @@ class Fetch:
             if run is None:
                 return
             doors = self._se[run.source]
-            attempt = _Attempt(run, doors, self._route.order(doors)[0], time.monotonic())
+            attempt = _Attempt(run, doors, self._route.order(doors)[0], self._route.clock(), time.monotonic())
             self._attempts[run.number] = attempt
             threading.Thread(target=self._work, args=(attempt, caller), name="fetch", daemon=True).start()
 
@@ -159,7 +171,7 @@ class Fetch:
         if self._attempts.pop(attempt.run.number, None) is None:
             return  # given up before
         if error is None:
-            self._route.worked(attempt.doors.se, attempt.url)
+            self._route.worked(attempt.doors, attempt.url, began=attempt.began)
             with self._lock:
                 self._plan.run_ended(attempt.run)
         else:
@@ -170,6 +182,8 @@ class Fetch:
             error = Faulty(f"{type(error).__name__} while fetching", door=attempt.url, key=self._source.key)
         if isinstance(error, (LocalFault, NoSpace)) and not error.door:
             raise error
+        if isinstance(error, (Unreachable, DoorURL)) and self._by_another_door(attempt, error):
+            return
         self._errors.append(error)
         se, key = attempt.doors.se, self._source.key
         with self._lock:
@@ -184,11 +198,22 @@ class Fetch:
             else:
                 self._broke(attempt, error)
 
+    def _by_another_door(self, attempt: _Attempt, error: StorageError) -> bool:
+        """Leave a door that did not answer. True when its element has one that this fetch has not left: nothing is held
+        against the element then, and the run goes there at once."""
+        doors, left = attempt.doors, self._left.setdefault(attempt.doors.se, set())
+        self._route.failed(doors, attempt.url, error.detail, began=attempt.began)
+        left.add(attempt.url)
+        if left.issuperset(doors.urls):
+            left.clear()
+            return False
+        with self._lock:
+            self._plan.run_ended(attempt.run)
+        return True
+
     def _broke(self, attempt: _Attempt, error: StorageError) -> None:
         self._plan.run_broke(attempt.run)
         self.blames.append(Blame(attempt.doors.se, self._source.key, "unreachable", error.detail))
-        if isinstance(error, Unreachable):
-            self._route.failed(attempt.doors.se, attempt.url, error.detail)
         if not self._plan.running and not self._plan.stuck and self._plan.only_broken:
             self._paused_until = time.monotonic() + PAUSE_SECONDS * min(len(self._errors), 3)
 

@@ -1,7 +1,9 @@
 """Which door of a storage element to use: the first that works, back to the preferred one when it is back.
 
-A door that did not answer rests for a while (doubling up to a minute) and is then tried again by real work. A refusal
-or corrupt data is no reason to leave a door.
+A door that did not answer rests for a while (doubling up to a minute). While another door of its element works, real
+work leaves it alone: once its rest is over a probe asks it (`due_probe`), and only an answer brings it back. When no
+door works they are tried again by real work, the one that has rested longest first. A refusal or corrupt data is no
+reason to leave a door.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+
+from certs.log import get_log
+
+log = get_log()
 
 FIRST_REST = 2.0
 LONGEST_REST = 60.0
@@ -27,19 +33,24 @@ class Doors:
 
 @dataclass(frozen=True, slots=True)
 class DoorHealth:
-    """What the last calls to a storage element showed; `reachable` is True as long as nothing says otherwise."""
+    """What the last calls to a door showed; `reachable` is True as long as nothing says otherwise.
 
+    `in_use`: real work of its element goes by this door now.
+    """
+
+    url: str
     reachable: bool
+    in_use: bool
     last_error: str | None = None
     last_ok: datetime | None = None
-    door: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Door:
     failures: int = 0
     rests_until: float = 0.0
-    failed_at: float = 0.0
+    failed_at: float = float("-inf")
+    probing: bool = False
     last_error: str | None = None
     last_ok: datetime | None = None
 
@@ -48,62 +59,105 @@ class Route:
     """Remembers what failed and why; thread-safe; never waits."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.Lock()
         self._doors: dict[tuple[str, str], _Door] = {}
+        self._in_use: dict[str, str] = {}
 
     def order(self, doors: Doors) -> tuple[str, ...]:
-        """Return the doors to try: those not resting in preference order, then the others, soonest back first."""
-        now = self._clock()
+        """Return the doors to try: those that work in order of preference, then the others, longest rested first."""
         with self._lock:
-            states = [(url, self._doors.get((doors.se, url), _Door())) for url in doors.urls]
-        awake = [url for url, state in states if state.rests_until <= now]
-        resting = sorted((state.rests_until, url) for url, state in states if state.rests_until > now)
-        return (*awake, *(url for _, url in resting))
+            return self._order(doors)
 
     def rests(self, doors: Doors) -> bool:
         """Tell whether every door of the element is resting (ask others first)."""
-        now = self._clock()
+        now = self.clock()
         with self._lock:
-            return all(self._doors.get((doors.se, url), _Door()).rests_until > now for url in doors.urls)
+            return all(self._door(doors.se, url).rests_until > now for url in doors.urls)
 
     def back_in(self, doors: Doors) -> float:
         """Return the seconds until it makes sense to ask an element again for which there is no other; 0: now.
 
         At most HOPE_WITHIN after its last failure, however long its doors rest while others can be asked.
         """
-        now = self._clock()
+        now = self.clock()
         with self._lock:
-            states = [self._doors.get((doors.se, url), _Door()) for url in doors.urls]
+            states = [self._door(doors.se, url) for url in doors.urls]
         waits = (min(state.rests_until, state.failed_at + HOPE_WITHIN) - now for state in states)
         return max(0.0, min(waits, default=0.0))
 
-    def worked(self, se: str, url: str) -> None:
-        """Note that a door answered."""
-        with self._lock:
-            self._doors[se, url] = _Door(last_ok=datetime.now(UTC))
+    def due_probe(self, doors: Doors) -> str | None:
+        """Return a door that is preferred to the one in use, failed, and has rested; it then counts as being probed.
 
-    def failed(self, se: str, url: str, error: str) -> None:
-        """Note that a door did not answer; it rests for a while."""
+        The caller asks it something cheap and tells `worked` or `failed`. None: there is nothing to probe now.
+        """
+        now = self.clock()
         with self._lock:
-            door = self._doors.get((se, url), _Door())
+            order = self._order(doors)
+            if not order or self._door(doors.se, order[0]).failures:
+                return None
+            for url in doors.urls[: doors.urls.index(order[0])]:
+                door = self._door(doors.se, url)
+                if door.rests_until <= now and not door.probing:
+                    self._doors[doors.se, url] = replace(door, probing=True)
+                    return url
+        return None
+
+    def worked(self, doors: Doors, url: str, *, began: float) -> None:
+        """Note that a door answered a call that began then; one that began before the door failed says nothing new."""
+        with self._lock:
+            door = self._door(doors.se, url)
+            if door.failures and began < door.failed_at:
+                self._doors[doors.se, url] = replace(door, probing=False)
+                return
+            self._doors[doors.se, url] = _Door(last_ok=datetime.now(UTC))
+            if self._order(doors)[0] == url:
+                self._use(doors, url)
+
+    def failed(self, doors: Doors, url: str, error: str, *, began: float) -> None:
+        """Note that a door did not answer a call that began then; it rests for a while.
+
+        Calls that were under way together fail together: they count once.
+        """
+        with self._lock:
+            door, now = self._door(doors.se, url), self.clock()
+            if door.failures and began < door.failed_at:
+                self._doors[doors.se, url] = replace(door, last_error=error, probing=False)
+                return
             rest = min(FIRST_REST * 2.0**door.failures, LONGEST_REST)
-            self._doors[se, url] = replace(
-                door,
-                failures=min(door.failures + 1, 16),
-                rests_until=self._clock() + rest,
-                failed_at=self._clock(),
-                last_error=error,
+            self._doors[doors.se, url] = _Door(
+                min(door.failures + 1, 16), now + rest, now, last_error=error, last_ok=door.last_ok
             )
 
-    def health(self) -> dict[str, DoorHealth]:
-        """Return for every element that was ever asked what its best door showed last."""
+    def health(self, doors: Doors) -> tuple[DoorHealth, ...]:
+        """Return what every door of an element showed last, in order of preference."""
         with self._lock:
-            doors = dict(self._doors)
-        found: dict[str, DoorHealth] = {}
-        for (se, url), door in doors.items():
-            health = DoorHealth(door.failures == 0, door.last_error, door.last_ok, url)
-            known = found.get(se)
-            if known is None or (health.reachable and not known.reachable):
-                found[se] = health
-        return found
+            states = [(url, self._door(doors.se, url)) for url in doors.urls]
+            in_use = self._in_use.get(doors.se)
+        return tuple(
+            DoorHealth(url, not state.failures, url == in_use and not state.failures, state.last_error, state.last_ok)
+            for url, state in states
+        )
+
+    def _door(self, se: str, url: str) -> _Door:
+        return self._doors.get((se, url), _Door())
+
+    def _order(self, doors: Doors) -> tuple[str, ...]:
+        now = self.clock()
+        states = [(url, self._door(doors.se, url)) for url in doors.urls]
+        working = [url for url, state in states if not state.failures]
+        others = sorted((max(s.rests_until, now), place, url) for place, (url, s) in enumerate(states) if s.failures)
+        return (*working, *(url for _, _, url in others))
+
+    def _use(self, doors: Doors, url: str) -> None:
+        """Log, once, that work goes by another door from now on, and why."""
+        was = self._in_use.get(doors.se, doors.urls[0])
+        self._in_use[doors.se] = url
+        if url == was:
+            return
+        if was not in doors.urls:
+            log.info("door changed", se=doors.se, was=was, now=url, why="the element has other doors")
+        elif self._door(doors.se, was).failures:
+            log.warning("door changed", se=doors.se, was=was, now=url, why=self._door(doors.se, was).last_error)
+        else:
+            log.info("door changed", se=doors.se, was=was, now=url, why="the preferred door answers again")

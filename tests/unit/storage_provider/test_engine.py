@@ -10,9 +10,19 @@ import pytest
 
 from storage_provider.channel import ObjectSpec
 from storage_provider.checksum import CHUNK_BYTES
-from storage_provider.errors import Cancelled, Corrupt, Denied, LocalFault, NotFound, StorageError, Unreachable
+from storage_provider.errors import (
+    Cancelled,
+    Corrupt,
+    Denied,
+    DoorURL,
+    LocalFault,
+    NotFound,
+    StorageError,
+    Unreachable,
+    Unsupported,
+)
 from storage_provider.transfer.engine import Blame, Doors, Engine, Limits, Patience, Source
-from tests.conformance.memory_channel import Faults, MemoryProvider, opener
+from tests.conformance.memory_channel import Faults, MemoryChannel, MemoryProvider, opener
 
 BIG = random.Random(1).randbytes(5 * CHUNK_BYTES + 777)
 SMALL = random.Random(2).randbytes(300_000)
@@ -188,8 +198,7 @@ def test_a_dead_site_is_not_asked_again_for_every_object(tmp_path: Path) -> None
         spec = [p.add(SMALL + bytes([number])) for p in far][0]
         engine.fetch(source_of(spec, far), tmp_path / str(number))
     assert time.monotonic() - start < 4
-    assert engine.health()["dead"].reachable is False
-    assert engine.health()["good"].reachable is True
+    assert [engine.health(Doors(p.name, (p.door,)))[0].reachable for p in far] == [False, True]
 
 
 def test_store_takes_only_the_object_bytes(tmp_path: Path) -> None:
@@ -237,3 +246,106 @@ def test_a_full_local_disk_is_not_blamed_on_the_replica(tmp_path: Path) -> None:
     spec = far[0].add(SMALL)
     with pytest.raises(LocalFault):
         engine_over(far).fetch(source_of(spec, far), tmp_path / "no" / "such" / "folder")
+
+
+# -- several doors to one element -------------------------------------------------------------------------------
+
+
+class TwoDoors:
+    """One element behind a preferred door and another; both lead to the same objects."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.preferred, self.other = providers("preferred", "other")
+        self.other.objects = self.preferred.objects
+        self.doors = Doors("se", (self.preferred.door, self.other.door))
+        self.heard: list[Blame] = []
+        self.engine = engine_over([self.preferred, self.other], blames=self.heard)
+        self.tmp = tmp_path
+
+    def fetch(self, data: bytes) -> None:
+        spec = self.preferred.add(data)
+        source = Source((self.doors,), spec.key, spec.size, spec.sha256, spec.chunks)
+        self.engine.fetch(source, self.tmp / "t")
+        assert (self.tmp / "t").read_bytes() == data
+
+    @property
+    def in_use(self) -> list[str]:
+        return [door.url for door in self.engine.health(self.doors) if door.in_use]
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
+@pytest.mark.parametrize(
+    "fault",
+    [Faults(unreachable=True), Faults(silent=True), Faults(cut_after=100_000), Faults(bytes_per_second=50_000)],
+    ids=["refusing", "silent", "cut", "slow"],
+)
+def test_within_one_fetch_the_next_door_is_taken_without_blame(tmp_path: Path, data: bytes, fault: Faults) -> None:
+    two = TwoDoors(tmp_path)
+    two.preferred.faults = fault
+    start = time.monotonic()
+    two.fetch(data)
+    assert time.monotonic() - start < 2.5
+    assert two.heard == []
+    two.fetch(SMALL)
+    assert two.in_use == [two.other.door]
+
+
+def test_doors_that_break_off_in_turn_end_in_an_error_in_time(tmp_path: Path) -> None:
+    two = TwoDoors(tmp_path)
+    two.preferred.faults = two.other.faults = Faults(cut_after=100_000)
+    start = time.monotonic()
+    with pytest.raises(Unreachable):
+        two.fetch(BIG)
+    assert time.monotonic() - start < 8
+    assert {blame.se for blame in two.heard} == {"se"}
+
+
+def test_the_preferred_door_is_probed_and_used_again(tmp_path: Path) -> None:
+    two = TwoDoors(tmp_path)
+    two.fetch(SMALL)
+    assert two.in_use == [two.preferred.door]
+    two.preferred.faults = Faults(unreachable=True)
+    two.engine.space(two.doors)
+    assert two.in_use == [two.other.door]
+    asked = two.preferred.gets
+    two.fetch(SMALL)
+    two.preferred.faults = Faults()
+    deadline = time.monotonic() + 5
+    while two.in_use != [two.preferred.door]:
+        assert time.monotonic() < deadline
+        two.engine.space(two.doors)
+        time.sleep(0.05)
+    assert two.preferred.gets == asked  # no real work was a guinea pig
+
+
+def test_a_door_that_no_channel_speaks_is_passed_over(tmp_path: Path) -> None:
+    two = TwoDoors(tmp_path)
+    known = opener(two.other)
+
+    def open_channel(url: str) -> MemoryChannel:
+        if url == two.preferred.door:
+            raise DoorURL("no channel for that", door=url)
+        return known(url)
+
+    two.engine = Engine(open_channel, patience=QUICK, on_blame=two.heard.append)
+    two.fetch(SMALL)
+    assert two.engine.space(two.doors).total and two.heard == []
+    assert two.engine.health(two.doors)[0].last_error == "no channel for that"
+
+
+def test_what_one_door_cannot_do_another_may(tmp_path: Path) -> None:
+    two = TwoDoors(tmp_path)
+    spec = two.preferred.add(SMALL)
+
+    class Limited(MemoryChannel):
+        def checksum(self, key: str) -> str:
+            raise Unsupported("no checksums here", door=self.door)
+
+    def open_channel(url: str) -> MemoryChannel:
+        return Limited(two.preferred) if url == two.preferred.door else MemoryChannel(two.other)
+
+    engine = Engine(open_channel)
+    assert engine.checksum(two.doors, spec.key) == spec.sha256
+    with pytest.raises(Unsupported):
+        engine.checksum(Doors("se", two.doors.urls[:1]), spec.key)
+    assert all(door.reachable for door in engine.health(two.doors))

@@ -1,10 +1,14 @@
-"""The route leaves a door that does not answer, and comes back to it."""
+"""The route leaves a door that does not answer, comes back to it, and says so once."""
 
 from __future__ import annotations
 
-from storage_provider.transfer.route import FIRST_REST, LONGEST_REST, Doors, Route
+import pytest
 
-SE = Doors("se1", ("a://1", "b://1"))
+from storage_provider.transfer import route
+from storage_provider.transfer.route import FIRST_REST, HOPE_WITHIN, LONGEST_REST, Doors, Route
+
+SE = Doors("se1", ("a://1", "b://1", "c://1"))
+ONLY = Doors("se1", ("a://1",))
 
 
 class Clock:
@@ -15,35 +19,130 @@ class Clock:
         return self.now
 
 
-def test_falls_through_and_comes_back() -> None:
-    clock = Clock()
-    route = Route(clock=clock)
-    assert route.order(SE) == ("a://1", "b://1")
-    route.failed("se1", "a://1", "refused")
-    assert route.order(SE) == ("b://1", "a://1")
-    assert not route.rests(SE)
-    clock.now += FIRST_REST + 0.1
-    assert route.order(SE)[0] == "a://1"
+class Line:
+    """A route with a clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.route = Route(clock=self.clock)
+
+    def failed(self, url: str, *, doors: Doors = SE, began: float | None = None, why: str = "refused") -> None:
+        self.clock.now += 0.001
+        self.route.failed(doors, url, why, began=self.clock.now if began is None else began)
+
+    def worked(self, url: str, *, doors: Doors = SE, began: float | None = None) -> None:
+        self.clock.now += 0.001
+        self.route.worked(doors, url, began=self.clock.now if began is None else began)
 
 
-def test_rests_double_up_to_a_minute() -> None:
-    clock = Clock()
-    route = Route(clock=clock)
-    only = Doors("se1", ("a://1",))
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+def test_falls_through_and_comes_back_by_a_probe_only(line: Line) -> None:
+    assert line.route.order(SE) == SE.urls
+    line.failed("a://1")
+    assert line.route.order(SE) == ("b://1", "c://1", "a://1")
+    assert not line.route.rests(SE) and line.route.due_probe(SE) is None
+    line.clock.now += FIRST_REST + 0.1
+    assert line.route.order(SE)[0] == "b://1"
+    assert line.route.due_probe(SE) == "a://1"
+    assert line.route.due_probe(SE) is None  # one at a time
+    line.worked("a://1")
+    assert line.route.order(SE) == SE.urls
+
+
+def test_a_probe_that_fails_lets_the_door_rest_longer(line: Line) -> None:
+    line.failed("a://1")
+    for rest in (FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST):
+        line.clock.now += rest - 0.1
+        assert line.route.due_probe(SE) is None
+        line.clock.now += 0.2
+        assert line.route.due_probe(SE) == "a://1"
+        line.failed("a://1")
+
+
+def test_without_a_door_that_works_real_work_tries_the_one_that_rested_longest(line: Line) -> None:
+    for url in ("b://1", "a://1", "c://1"):
+        line.failed(url)
+    assert line.route.rests(SE) and line.route.due_probe(SE) is None
+    assert line.route.order(SE) == ("b://1", "a://1", "c://1")
+    line.clock.now += LONGEST_REST
+    assert line.route.order(SE) == SE.urls  # all rested: as preferred
+
+
+def test_rests_double_up_to_a_minute(line: Line) -> None:
     for _ in range(40):
-        route.failed("se1", "a://1", "refused")
-    clock.now += LONGEST_REST - 0.1
-    assert route.rests(only)
-    clock.now += 0.2
-    assert not route.rests(only)
+        line.failed("a://1", doors=ONLY)
+    line.clock.now += LONGEST_REST - 0.1
+    assert line.route.rests(ONLY)
+    line.clock.now += 0.2
+    assert not line.route.rests(ONLY)
 
 
-def test_health_tells_the_best_door() -> None:
-    route = Route()
-    assert route.health() == {}
-    route.failed("se1", "a://1", "connection refused")
-    assert route.health()["se1"].reachable is False
-    assert route.health()["se1"].last_error == "connection refused"
-    route.worked("se1", "b://1")
-    health = route.health()["se1"]
-    assert health.reachable and health.door == "b://1" and health.last_ok is not None
+def test_hope_is_never_far(line: Line) -> None:
+    assert line.route.back_in(ONLY) == 0.0
+    for _ in range(10):
+        line.failed("a://1", doors=ONLY)
+    assert HOPE_WITHIN - 0.1 < line.route.back_in(ONLY) <= HOPE_WITHIN
+
+
+def test_calls_that_fail_together_count_once(line: Line) -> None:
+    began = line.clock.now
+    for _ in range(8):
+        line.failed("a://1", doors=ONLY, began=began)
+    line.clock.now += FIRST_REST
+    assert not line.route.rests(ONLY)
+
+
+def test_an_answer_from_before_the_failure_says_nothing(line: Line) -> None:
+    began = line.clock.now
+    line.failed("a://1")
+    line.worked("a://1", began=began)
+    assert line.route.order(SE)[0] == "b://1"
+    line.clock.now += FIRST_REST
+    assert line.route.due_probe(SE) == "a://1"
+    line.worked("a://1", began=began)
+    assert line.route.due_probe(SE) == "a://1"  # and no probe is thought to be out for ever
+
+
+def test_health_tells_every_door(line: Line) -> None:
+    assert [(door.reachable, door.in_use) for door in line.route.health(SE)] == [(True, False)] * 3
+    line.failed("a://1", why="connection refused")
+    line.worked("b://1")
+    first, second, third = line.route.health(SE)
+    assert (first.url, first.reachable, first.last_error) == ("a://1", False, "connection refused")
+    assert second.reachable and second.in_use and second.last_ok is not None
+    assert third.last_ok is None and not third.in_use
+    line.failed("b://1")
+    assert not any(door.in_use for door in line.route.health(SE))
+
+
+class Told:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, str, str, str]] = []
+
+    def info(self, event: str, *, se: str, was: str, now: str, why: str) -> None:
+        self.changes.append((event, was, now, why))
+
+    warning = info
+
+
+def test_a_change_is_told_once_and_so_is_the_way_back(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr(route, "log", told)
+    line.worked("a://1")
+    line.failed("a://1", why="connection refused")
+    assert not told.changes  # nothing is there yet to change to
+    for _ in range(5):
+        line.worked("b://1")
+    assert told.changes.pop() == ("door changed", "a://1", "b://1", "connection refused")
+    line.worked("a://1")
+    line.worked("a://1")
+    assert told.changes.pop() == ("door changed", "b://1", "a://1", "the preferred door answers again")
+    line.worked("x://1", doors=Doors("se1", ("x://1",)))
+    assert told.changes.pop() == ("door changed", "a://1", "x://1", "the element has other doors")
+    assert not told.changes
