@@ -155,6 +155,12 @@ def _place_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> N
         _same_name(name, element.name)
         await threads.write(lambda: service.store.put_storage_element(element))
 
+    @app.delete("/v1/storage-elements/{name}", summary="Take a storage element out")
+    async def remove_storage_element(
+        name: Annotated[str, Path(max_length=200)], peer: Operator, lost: Annotated[bool, Query()] = False
+    ) -> wire.RemovedReply:
+        return await threads.write(lambda: service.remove_element(name, lost=lost, actor=_actor(peer)))
+
     @app.get("/v1/sites", summary="List the sites")
     async def sites(peer: Member) -> list[wire.Site]:
         return await threads.read(service.store.sites)

@@ -31,6 +31,7 @@ from catalog.wire import (
     RegisterBatch,
     RegisterReply,
     RegisterResult,
+    RemovedReply,
     ReplicaChange,
     ReplicaChanges,
     ReplicaReply,
@@ -138,6 +139,15 @@ class CatalogClient:
     def put_storage_element(self, element: StorageElement) -> None:
         """Add or replace a storage element."""
         self._call("PUT", f"/v1/storage-elements/{quote(element.name, safe='')}", element.model_dump(mode="json"))
+
+    def remove_storage_element(self, name: str, *, lost: bool = False) -> RemovedReply:
+        """Take a storage element out; with `lost`, the copies that it has count as lost.
+
+        Raises CatalogRefused when there is no such one, or while it has copies.
+        """
+        params: dict[str, str | int | list[str]] = {"lost": "true"} if lost else {}
+        path = f"/v1/storage-elements/{quote(name, safe='')}"
+        return _parsed(RemovedReply, self._call("DELETE", path, params=params, read_timeout=_LONG))
 
     def sites(self) -> list[Site]:
         """List the sites."""

@@ -23,6 +23,7 @@ from catalog.wire import (
     RegisterBatch,
     RegisterReply,
     RegisterResult,
+    RemovedReply,
     ReplicaChanges,
     ReplicaReply,
     ResolveRequest,
@@ -92,6 +93,17 @@ class CatalogService:
         retired = self.store.retire(request.instances)
         log.info("retired", instances=retired, by=actor)
         return RetireReply(retired=retired)
+
+    def remove_element(self, name: str, *, lost: bool, actor: str) -> RemovedReply:
+        """Take a storage element out; with `lost`, what it has counts as lost, else it must have nothing.
+
+        Raises UnknownSubject, CatalogRefused. May be repeated after an interruption.
+        """
+        pages = list(self.store.lose_storage_element(name)) if lost else []
+        self.store.remove_storage_element(name)
+        reply = RemovedReply(lost=sum(page[0] for page in pages), last=sum(page[1] for page in pages))
+        log.info("storage_element_removed", se=name, lost=reply.lost, last=reply.last, by=actor)
+        return reply
 
     def resolve(self, conflict_id: str, request: ResolveRequest, *, actor: str) -> Conflict:
         """Settle a conflict."""

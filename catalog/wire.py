@@ -261,6 +261,13 @@ class StorageElement(Wire):
     state: Literal["active", "readonly", "draining"] = "active"
 
 
+class RemovedReply(Wire):
+    """A storage element is out; `lost` copies went with it, `last` of them the only ones of an object."""
+
+    lost: int
+    last: int
+
+
 class Site(Wire):
     """An institution of the grid."""
 

@@ -5,7 +5,9 @@ import json
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from catalog.errors import CatalogRefused, UnknownSubject
 from catalog.schema.tables import patients, sites, storage_elements
+from catalog.store.copies import Copies
 from catalog.store.feed import Feed
 from catalog.wire import Site, StorageElement
 
@@ -21,6 +23,24 @@ def put_storage_element(connection: Connection, feed: Feed, element: StorageElem
     row = {"name": element.name, "site": element.site, "doors": json.dumps(element.doors), "state": element.state}
     if _put(connection, storage_elements, row):
         feed.add("storage_element", element.name, {"site": element.site, "state": element.state})
+
+
+def drain_storage_element(connection: Connection, feed: Feed, name: str) -> None:
+    """Let nobody place another copy there. Raises UnknownSubject."""
+    element = next((one for one in storage_elements_rows(connection) if one.name == name), None)
+    if element is None:
+        raise UnknownSubject("no storage element of that name is registered")
+    put_storage_element(connection, feed, element.model_copy(update={"state": "draining"}))
+
+
+def remove_storage_element(connection: Connection, feed: Feed, copies: Copies, name: str) -> None:
+    """Take one out. Raises UnknownSubject, CatalogRefused while it has copies."""
+    kept = copies.kept_at(name)
+    if kept:
+        raise CatalogRefused(f"the storage element has {kept} copies; they must be elsewhere first, or lost")
+    if not connection.execute(delete(storage_elements).where(storage_elements.c.name == name)).rowcount:
+        raise UnknownSubject("no storage element of that name is registered")
+    feed.add("storage_element", name, {}, tombstone=True)
 
 
 def site_rows(connection: Connection) -> list[Site]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from catalog.prepare import Prepared, micros
 from catalog.schema.tables import headers, instances, objects, placements, replicas
@@ -16,6 +16,7 @@ from catalog.text import INDEXED_LENGTH, clean
 from catalog.wire import InstanceRecord, RefusedChange, ReplicaChange
 
 _GOOD = ("verified", "spooled")
+_KEPT = ("verified", "suspect")
 
 
 @dataclass(slots=True)
@@ -121,6 +122,29 @@ class Copies:
         self._write(final, have)
         self.refresh({key[0] for key in final})
         return done, refused
+
+    def lose(self, location: str, *, limit: int) -> tuple[list[str], int]:
+        """Make up to `limit` copies at a storage element lost.
+
+        Gives the keys of their objects, and how many of those have no good copy anywhere now.
+        """
+        here = and_(replicas.c.location == location, replicas.c.kind == "object", replicas.c.state.in_(_KEPT))
+        rows = self._connection.execute(
+            select(replicas.c.id, objects.c.id.label("object_fk"), objects.c.object_key)
+            .select_from(replicas.join(objects, objects.c.id == replicas.c.object_fk)).where(here)
+            .order_by(replicas.c.id).limit(limit)).all()
+        ids = [row.object_fk for row in rows]
+        self._connection.execute(update(replicas).where(self._database.among(replicas.c.id, [row.id for row in rows]))
+                                 .values(state="lost"))
+        self.refresh(ids)
+        good = set(self._connection.execute(select(replicas.c.object_fk).where(
+            self._database.among(replicas.c.object_fk, ids), replicas.c.state.in_(_GOOD))).scalars())
+        return [row.object_key for row in rows], len(set(ids) - good)
+
+    def kept_at(self, location: str) -> int:
+        """Count the copies that a storage element is said to have."""
+        return int(self._connection.execute(select(func.count()).where(
+            replicas.c.location == location, replicas.c.kind == "object", replicas.c.state.in_(_KEPT))).scalar_one())
 
     def refresh(self, object_ids: Iterable[int]) -> None:
         """Recompute the placements of objects after their replicas changed, and the counts that follow from them."""

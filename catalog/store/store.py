@@ -75,7 +75,7 @@ class Store:
         """Apply replica changes; tell how many were applied, and which were refused."""
         with self._database.writing() as connection:
             events = self._feed(connection)
-            copies = Copies(self._database, connection, Filing(self._database, connection))
+            copies = self._copies(connection)
             done, refused = copies.change(changes, now=events.now)
             for one in done:
                 events.add("replica", one.object_key, {"location": one.location, "kind": one.kind, "state": one.state},
@@ -139,6 +139,34 @@ class Store:
             admin.put_storage_element(connection, events, element)
             events.flush()
 
+    def remove_storage_element(self, name: str) -> None:
+        """Take a storage element out. Raises UnknownSubject, CatalogRefused while it has copies."""
+        with self._database.writing() as connection:
+            events = self._feed(connection)
+            admin.remove_storage_element(connection, events, self._copies(connection), name)
+            events.flush()
+
+    def lose_storage_element(self, name: str, *, page: int = 1000) -> Iterator[tuple[int, int]]:
+        """Let no copy be placed at an element any more, and make those it has lost, page by page.
+
+        Yields for each transaction how many copies were lost and how many objects have no good copy now. Raises
+        UnknownSubject.
+        """
+        with self._database.writing() as connection:
+            events = self._feed(connection)
+            admin.drain_storage_element(connection, events, name)
+            events.flush()
+        while True:
+            with self._database.writing() as connection:
+                events = self._feed(connection)
+                keys, last = self._copies(connection).lose(name, limit=page)
+                for key in keys:
+                    events.add("replica", key, {"location": name, "kind": "object", "state": "lost"})
+                events.flush()
+            if not keys:
+                return
+            yield len(keys), last
+
     def sites(self) -> list[Site]:
         """List the sites by name."""
         with self._database.reading() as connection:
@@ -164,6 +192,9 @@ class Store:
             if not done:
                 return
             yield done
+
+    def _copies(self, connection: Connection) -> Copies:
+        return Copies(self._database, connection, Filing(self._database, connection))
 
     def _feed(self, connection: Connection) -> Feed:
         return Feed(connection, site=self._site, now=time.time_ns() // 1000)

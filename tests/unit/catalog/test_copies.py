@@ -6,13 +6,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from catalog.errors import UnsupportedQuery
+from catalog.errors import CatalogRefused, UnknownSubject, UnsupportedQuery
+from catalog.prepare import prepare
 from catalog.service import CatalogService
 from catalog.store import Store
 from catalog.wire import (
     InstanceRecord,
     LocateRequest,
     PatientKey,
+    Query,
     ReplicaChange,
     ReplicaChanges,
     ReplicaReply,
@@ -195,3 +197,52 @@ def test_elements_and_sites(store: Store) -> None:
     ]
     store.put_site(Site(name="b"))
     assert store.sites() == [Site(name="b", title="")]
+
+
+def _copied(store: Store, number: int, *places: str) -> InstanceRecord:
+    """An instance that is verified at these places and in no spool any more."""
+    one = record(f"7.{number}", content=b"%d" % number)
+    store.register([prepare(one)])
+    changes = [change(one, place, "verified") for place in places]
+    store.change_replicas([*changes, change(one, one.spooled_at, "removed", kind="spool")])
+    return one
+
+
+def test_an_element_with_copies_is_not_taken_out(store: Store) -> None:
+    store.put_storage_element(StorageElement(name="se1", site="a"))
+    one = _copied(store, 1, "se1")
+    with pytest.raises(CatalogRefused, match="1 copies"):
+        store.remove_storage_element("se1")
+    store.change_replicas([change(one, "se1", "suspect")])
+    with pytest.raises(CatalogRefused):
+        store.remove_storage_element("se1")
+    store.change_replicas([change(one, "se1", "removed")])
+    store.remove_storage_element("se1")
+    assert store.storage_elements() == []
+    last = store.changes(after=0, limit=100)[-1]
+    assert (last.kind, last.subject, last.tombstone) == ("storage_element", "se1", True)
+    with pytest.raises(UnknownSubject):
+        store.remove_storage_element("se1")
+    with pytest.raises(UnknownSubject):
+        list(store.lose_storage_element("se1"))
+
+
+def test_what_a_lost_element_had_is_lost_and_shows_in_availability(service: CatalogService) -> None:
+    store = service.store
+    for name in ("se1", "se2"):
+        store.put_storage_element(StorageElement(name=name, site="a"))
+    for number in range(5):
+        _copied(store, number, "se1", *(["se2"] if number < 3 else []))
+    pages = store.lose_storage_element("se1", page=2)
+    assert next(pages) == (2, 0)
+    assert [one.state for one in store.storage_elements()] == ["draining", "active"]
+    with pytest.raises(CatalogRefused):  # interrupted: it has copies still
+        store.remove_storage_element("se1")
+    reply = service.remove_element("se1", lost=True, actor="op")
+    assert (reply.lost, reply.last) == (3, 2)
+    assert [one.name for one in store.storage_elements()] == ["se2"]
+    located = list(store.locate(LocateRequest(instances=tuple(f"7.{n}" for n in range(5)))))
+    states = sorted(tuple(sorted((r.location, r.state) for r in one.replicas)) for one in located)
+    assert states == [(("se1", "lost"),)] * 2 + [(("se1", "lost"), ("se2", "verified"))] * 3
+    rows = [row for row in store.query(Query(level="IMAGE", keys=("InstanceAvailability",))) if isinstance(row, dict)]
+    assert sorted(str(row["InstanceAvailability"]) for row in rows) == ["OFFLINE"] * 2 + ["ONLINE"] * 3

@@ -156,6 +156,7 @@ ROUTES = {
     "elements": ({"gateway", "operator", "catalog", "storage", "user", "monitor"}, lambda c: c.storage_elements()),
     "sites": ({"gateway", "operator", "catalog", "storage", "user", "monitor"}, lambda c: c.sites()),
     "put element": ({"operator"}, lambda c: c.put_storage_element(StorageElement(name="s", site="a"))),
+    "remove element": ({"operator"}, lambda c: c.remove_storage_element("s")),
     "put site": ({"operator"}, lambda c: c.put_site(Site(name="s"))),
 }
 
