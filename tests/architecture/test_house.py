@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("certs", "catalog", "storage_provider", "dgis")
-SERVER_LIBRARIES = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic")
+SERVER_LIBRARIES = ("asyncssh", "fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic")
 
 
 def modules() -> Iterator[Path]:

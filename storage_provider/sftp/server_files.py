@@ -1,0 +1,339 @@
+"""The verbs of the SFTP server: one request in, one answer out, over the Tree. Blocking; one thread at a time.
+
+Own extensions, announced in the version packet beside OpenSSH's (see PROTOCOL.md): `dgis@dgis` (an own door),
+`permit@dgis`, `acting-for@dgis`, `missing@dgis`, `checksum@dgis`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from storage_provider.errors import Denied, LocalFault, NotFound, Refused, StorageError, Unsupported
+from storage_provider.paths import parse_path, resolve
+from storage_provider.sftp import server_packets as packets
+from storage_provider.sftp.server_packets import LONGEST_DATA, Attributes, BadPacket, Code, Flag, Kind, Request
+from storage_provider.tree import Node, Tree
+from storage_provider.writing import JUDGE_SECONDS, Writing
+
+EXTENSIONS = (
+    (b"dgis@dgis", b"1"),
+    (b"posix-rename@openssh.com", b"1"),
+    (b"statvfs@openssh.com", b"2"),
+    (b"fsync@openssh.com", b"1"),
+    (b"limits@openssh.com", b"1"),
+    (b"permit@dgis", b"1"),
+    (b"acting-for@dgis", b"1"),
+    (b"missing@dgis", b"1"),
+    (b"checksum@dgis", b"1"),
+)
+MOST_HANDLES = 128
+_NAMES_AT_ONCE = 100
+_LONGEST_TOKEN = 64 * 1024
+_LONGEST_ACTOR = 300
+_TO_THE_END = (1 << 64) - 1
+_CODES = {NotFound: Code.NO_SUCH_FILE, Denied: Code.PERMISSION_DENIED, Unsupported: Code.OP_UNSUPPORTED}
+
+
+@dataclass(slots=True)
+class Claims:
+    """What a session says of itself beside its key: a permit, and for whom a gateway asks."""
+
+    permit: str = ""
+    acting_for: str = ""
+
+
+@dataclass(slots=True)
+class _Open:
+    """An open handle: a file being read (`fd`), written (`writing`), or a directory (`nodes`)."""
+
+    path: str
+    fd: int = -1
+    size: int = 0
+    writing: Writing | None = None
+    nodes: Iterator[Node] | None = None
+    judged: float = field(default_factory=time.monotonic)
+    sent: int = 0
+
+
+class SftpFiles:
+    """One session's handles and the answers to its requests; `close` at its end keeps what can be resumed."""
+
+    def __init__(self, tree: Tree, claims: Claims, *, most_handles: int = MOST_HANDLES) -> None:
+        self._tree = tree
+        self._claims = claims
+        self._most = most_handles
+        self._open: dict[bytes, _Open] = {}
+        self._numbers = itertools.count(1)
+        self._begun = False
+        self._verbs: dict[int, Callable[[Request], bytes]] = {
+            Kind.OPEN: self._open_file,
+            Kind.CLOSE: self._close,
+            Kind.READ: self._read,
+            Kind.WRITE: self._write,
+            Kind.STAT: self._stat,
+            Kind.LSTAT: self._stat,
+            Kind.FSTAT: self._fstat,
+            Kind.SETSTAT: self._setstat,
+            Kind.FSETSTAT: self._setstat,
+            Kind.OPENDIR: self._open_dir,
+            Kind.READDIR: self._read_dir,
+            Kind.REMOVE: self._remove,
+            Kind.MKDIR: self._mkdir,
+            Kind.REALPATH: self._realpath,
+            Kind.RENAME: self._rename,
+            Kind.EXTENDED: self._extended,
+        }
+        self._extras: dict[bytes, Callable[[Request], bytes]] = {
+            b"posix-rename@openssh.com": self._rename,
+            b"statvfs@openssh.com": self._statvfs,
+            b"fsync@openssh.com": self._fsync,
+            b"limits@openssh.com": self._limits,
+            b"permit@dgis": self._permit,
+            b"acting-for@dgis": self._acting_for,
+            b"missing@dgis": self._missing,
+            b"checksum@dgis": self._checksum,
+        }
+
+    def answer(self, request: Request) -> bytes:
+        """Do what a request asks and return the answer; BadPacket when it is none."""
+        if not self._begun:
+            if request.kind != Kind.INIT:
+                raise BadPacket("the first packet is INIT")
+            self._begun = True
+            return packets.version(EXTENSIONS)
+        verb = self._verbs.get(request.kind)
+        try:
+            if verb is None:
+                raise Unsupported("this server has no such request")
+            return verb(request)
+        except StorageError as error:
+            code = _CODES.get(type(error), Code.FAILURE)
+            return packets.status(request.ident, code, f"{error.problem_type}: {error.detail}")
+
+    def close(self) -> None:
+        """End the session: what was being written is kept where it can be resumed, else thrown away."""
+        while self._open:
+            _, left = self._open.popitem()
+            try:
+                self._end(left, commit=False)
+            except StorageError:
+                continue  # nobody is there to be told; what could not be kept is thrown away
+
+    # -- handles ------------------------------------------------------------------------------------------------
+
+    def _add(self, ident: int, made: Callable[[], _Open]) -> bytes:
+        if len(self._open) >= self._most:
+            raise Refused(f"a session has at most {self._most} open files")
+        name = b"%d" % next(self._numbers)
+        self._open[name] = made()
+        return packets.handle(ident, name)
+
+    def _at(self, request: Request) -> _Open:
+        found = self._open.get(request.blob())
+        if found is None:
+            raise Refused("no such handle")
+        return found
+
+    def _path(self, request: Request) -> str:
+        return resolve("/", request.text())
+
+    def _open_file(self, request: Request) -> bytes:
+        path, flags, wanted = self._path(request), request.u32(), request.attributes()
+        if not flags & Flag.WRITE:
+            return self._add(request.ident, lambda: _reading(self._tree, path))
+        if flags & (Flag.EXCLUSIVE | Flag.CREATE) != Flag.CREATE:
+            self._check_presence(path, flags)
+        fresh = bool(flags & Flag.TRUNCATE)
+        return self._add(
+            request.ident, lambda: _Open(path, writing=self._tree.write(path, size=wanted.size, fresh=fresh))
+        )
+
+    def _check_presence(self, path: str, flags: int) -> None:
+        try:
+            self._tree.stat(path)
+        except NotFound:
+            if not flags & Flag.CREATE:
+                raise
+            return
+        if flags & Flag.EXCLUSIVE:
+            raise Refused("it is there already")
+
+    def _open_dir(self, request: Request) -> bytes:
+        path = self._path(request)
+        return self._add(request.ident, lambda: _Open(path, nodes=self._tree.entries(path)))
+
+    def _close(self, request: Request) -> bytes:
+        found = self._open.pop(request.blob(), None)
+        if found is None:
+            raise Refused("no such handle")
+        self._end(found, commit=True)
+        return packets.status(request.ident, Code.OK)
+
+    def _end(self, found: _Open, *, commit: bool) -> None:
+        if found.fd >= 0:
+            os.close(found.fd)
+            self._tree.sent(found.path, found.sent)
+        if found.writing is not None:
+            # The close of an object is its commit; a part waits for its rename
+            if commit and parse_path(found.path).kind == "object":
+                found.writing.commit()
+            else:
+                found.writing.close()
+
+    # -- bytes --------------------------------------------------------------------------------------------------
+
+    def _read(self, request: Request) -> bytes:
+        found, offset, length = self._at(request), request.u64(), request.u32()
+        if found.fd < 0:
+            raise Refused("not open for reading")
+        self._judge(found, "read")
+        if offset >= found.size:
+            return packets.status(request.ident, Code.EOF)
+        try:
+            block = os.pread(found.fd, min(length, LONGEST_DATA, found.size - offset), offset)
+        except OSError as error:
+            raise LocalFault(f"disk: {error.strerror}") from error
+        if not block and length:
+            raise LocalFault("the object became shorter while it was read")
+        found.sent += len(block)
+        return packets.data(request.ident, block)
+
+    def _write(self, request: Request) -> bytes:
+        found, offset = self._at(request), request.u64()
+        if found.writing is None:
+            raise Refused("not open for writing")
+        block = request.rest_of_write()
+        if offset + len(block) > 1 << 62:
+            raise Refused("no file is so long")
+        found.writing.write(offset, block)
+        return packets.status(request.ident, Code.OK)
+
+    def _judge(self, found: _Open, verb: str) -> None:
+        now = time.monotonic()
+        if now - found.judged > JUDGE_SECONDS:
+            self._tree.check(found.path, "write" if parse_path(found.path).kind == "part" else "read")
+            found.judged = now
+
+    # -- names --------------------------------------------------------------------------------------------------
+
+    def _stat(self, request: Request) -> bytes:
+        return packets.attributes(request.ident, _attributes(self._tree.stat(self._path(request))))
+
+    def _fstat(self, request: Request) -> bytes:
+        found = self._at(request)
+        if found.nodes is not None or found.writing is None:
+            return packets.attributes(request.ident, _attributes(self._tree.stat(found.path)))
+        spans = found.writing.received.spans
+        return packets.attributes(request.ident, Attributes(spans[-1][1] if spans else 0, stat.S_IFREG | 0o600))
+
+    def _setstat(self, request: Request) -> bytes:
+        target = request.blob()
+        if request.attributes().size is not None:
+            raise Unsupported("a file's length cannot be set")
+        if request.kind == Kind.SETSTAT:
+            self._tree.stat(resolve("/", target.decode("utf-8", errors="replace")))
+        # Times and modes are not kept; clients that set them after a put (put -p) need not fail for that
+        return packets.status(request.ident, Code.OK)
+
+    def _read_dir(self, request: Request) -> bytes:
+        found = self._at(request)
+        if found.nodes is None:
+            raise Refused("not a directory")
+        self._judge_list(found)
+        nodes = list(itertools.islice(found.nodes, _NAMES_AT_ONCE))
+        if not nodes:
+            return packets.status(request.ident, Code.EOF)
+        return packets.names(request.ident, [(node.name, _line(node), _attributes(node)) for node in nodes])
+
+    def _judge_list(self, found: _Open) -> None:
+        now = time.monotonic()
+        if now - found.judged > JUDGE_SECONDS:
+            self._tree.entries(found.path)
+            found.judged = now
+
+    def _realpath(self, request: Request) -> bytes:
+        path = self._path(request)
+        return packets.names(request.ident, [(path, path, Attributes())])
+
+    def _remove(self, request: Request) -> bytes:
+        self._tree.delete(self._path(request))
+        return packets.status(request.ident, Code.OK)
+
+    def _mkdir(self, request: Request) -> bytes:
+        self._tree.mkdir(self._path(request))
+        return packets.status(request.ident, Code.OK)
+
+    def _rename(self, request: Request) -> bytes:
+        self._tree.rename(self._path(request), self._path(request))
+        return packets.status(request.ident, Code.OK)
+
+    # -- extensions ---------------------------------------------------------------------------------------------
+
+    def _extended(self, request: Request) -> bytes:
+        extra = self._extras.get(request.blob())
+        if extra is None:
+            raise Unsupported("this server has no such extension")
+        return extra(request)
+
+    def _statvfs(self, request: Request) -> bytes:
+        space = self._tree.space(self._path(request))
+        # Counted in units of one byte (f_frsize), so that nothing is lost; no inodes, names of up to 255 bytes
+        return packets.extended(
+            request.ident, 32768, 1, space.total, space.total - space.used, space.free, *[0] * 5, 255
+        )
+
+    def _fsync(self, request: Request) -> bytes:
+        found = self._at(request)
+        if found.writing is None:
+            raise Refused("not open for writing")
+        found.writing.sync()
+        return packets.status(request.ident, Code.OK)
+
+    def _limits(self, request: Request) -> bytes:
+        return packets.extended(request.ident, packets.LONGEST_FRAME, LONGEST_DATA, LONGEST_DATA, self._most)
+
+    def _permit(self, request: Request) -> bytes:
+        token = request.blob()
+        if len(token) > _LONGEST_TOKEN or not token.isascii():
+            raise Refused("not a permit")
+        self._claims.permit = token.decode()
+        return packets.status(request.ident, Code.OK)
+
+    def _acting_for(self, request: Request) -> bytes:
+        name = request.blob().decode("utf-8", errors="replace")
+        if len(name) > _LONGEST_ACTOR or not name.isprintable():
+            raise Refused("acting-for is a DN or ae:TITLE@SITE")
+        self._claims.acting_for = name
+        return packets.status(request.ident, Code.OK)
+
+    def _missing(self, request: Request) -> bytes:
+        return packets.extended_spans(request.ident, self._tree.missing(self._path(request), request.u64()))
+
+    def _checksum(self, request: Request) -> bytes:
+        path, algorithm, offset, length = self._path(request), request.text(), request.u64(), request.u64()
+        span = None if length == _TO_THE_END else length
+        digest = self._tree.checksum(path, algorithm=algorithm, offset=offset, length=span)
+        return packets.extended_text(request.ident, digest)
+
+
+def _reading(tree: Tree, path: str) -> _Open:
+    fd, size = tree.read(path)
+    return _Open(path, fd, size)
+
+
+def _attributes(node: Node) -> Attributes:
+    if node.kind == "dir":
+        return Attributes(0, stat.S_IFDIR | 0o700, int(node.modified.timestamp()))
+    mode = 0o600 if node.path.endswith(".part") else 0o400
+    return Attributes(node.size, stat.S_IFREG | mode, int(node.modified.timestamp()))
+
+
+def _line(node: Node) -> str:
+    found = _attributes(node)
+    mode = stat.filemode(found.mode or 0)
+    return f"{mode} 1 dgis dgis {node.size:>12} {node.modified:%b %d %H:%M} {node.name}"
