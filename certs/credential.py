@@ -19,7 +19,7 @@ PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 # Policy languages that hand on all rights: id-ppl-inheritAll, and Globus' "limited" (all but starting jobs)
 _FULL_POLICIES = (
     bytes.fromhex("06082b06010505071501"),
-    bytes.fromhex("060a2b060104019b50010109"),
+    bytes.fromhex("060b2b060104019b5001010109"),
 )
 
 

@@ -12,14 +12,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from certs.credential import end_entity, hands_on_all_rights, is_proxy
+from certs.credential import PROXY_CERT_INFO, end_entity, hands_on_all_rights, is_proxy
 from certs.dn import DN
 from certs.errors import CredentialError
+from certs.trust import VerifiedChain
 
 MOST_BYTES = 128 * 1024
 _MOST_CERTS = 8
 # What stock tools make and accept; an EC key is signed by them, too, but older servers on the way refuse it.
 _KEY_BITS = 2048
+# SEQUENCE { SEQUENCE { OID id-ppl-inheritAll } } (RFC 3820 section 3.8); without it stock clients sign an old kind
+_INHERIT_ALL = bytes.fromhex("300c300a06082b06010505071501")
 
 
 class Delegation:
@@ -28,22 +31,26 @@ class Delegation:
     def __init__(self, key: rsa.RSAPrivateKey | None = None) -> None:
         self._key = key or rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "proxy")])
-        signed = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(self._key, hashes.SHA256())
+        asked = x509.UnrecognizedExtension(PROXY_CERT_INFO, _INHERIT_ALL)
+        builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        signed = builder.add_extension(asked, critical=True).sign(self._key, hashes.SHA256())
         self.request = signed.public_bytes(serialization.Encoding.DER)
 
-    def accept(self, signed: bytes, owner: DN) -> bytes:
+    def accept(self, signed: bytes, peer: VerifiedChain) -> bytes:
         """Return proxy, key and chain as PEM from the DER certificates (proxy first) that the peer sent.
 
-        Raises CredentialError when it is not an unrestricted proxy of ``owner`` for our key. Trust, dates and
-        revocation are judged where the proxy is used.
+        What it does not send of the chain is that of its own connection, ``peer``. Raises CredentialError when it is
+        no unrestricted proxy of that party for our key. Dates and revocation are judged where the proxy is used.
         """
-        certs = _certificates(signed)
-        proxy = certs[0]
+        sent = _certificates(signed)
+        proxy = sent[0]
         if not is_proxy(proxy) or not hands_on_all_rights(proxy):
             raise CredentialError("what was delegated is no proxy with all rights")
         if proxy.public_key() != self._key.public_key():
             raise CredentialError("the delegated proxy is for another key")
-        if DN.from_name(end_entity(certs).subject) != owner:
+        # Stock clients send the proxy alone; the trust anchor at the chain's end is everybody's own
+        certs = (*sent, *(cert for cert in peer.certs if cert not in sent and cert.issuer != cert.subject))
+        if DN.from_name(end_entity(certs).subject) != peer.dn:
             raise CredentialError("the delegated proxy is somebody else's")
         _check_signatures(certs)
         pem = serialization.Encoding.PEM

@@ -98,6 +98,16 @@ class ReloadingContext:
             log.info("tls_reloaded", expires=self.credential.not_after().isoformat())
             return True
 
+    def for_gsi(self) -> ssl.SSLContext:
+        """Return a server's context for one GSI handshake (GridFTP's control channel).
+
+        GSI's initiator waits for a token after its own last one. TLS 1.3 has nothing to say there but a session ticket;
+        nobody can use it, since this context, with its keys and cache, is one connection's.
+        """
+        context = self._fresh()
+        context.num_tickets = 1
+        return context
+
     def _signature(self) -> tuple[object, ...]:
         return signature_of(self.credential.cert), signature_of(self.credential.key), self.trust.generation
 

@@ -50,6 +50,12 @@ class BlockParser:
         self._left = 0
         self._offset = 0
         self._last = False
+        self._seen = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of this transfer has come."""
+        return bool(self._head) or self._seen
 
     @property
     def wanted(self) -> int:
@@ -89,6 +95,7 @@ class BlockParser:
             raise BlockError("a block has a descriptor that is not understood")
         if size > MOST_BYTES or offset > MOST_BYTES:
             raise BlockError("a block lies beyond every file")
+        self._seen = True
         self.closing = self.closing or bool(flags & _CLOSE)
         if flags & _EOF:
             if size or not 1 <= offset <= MOST_STREAMS:

@@ -139,7 +139,7 @@ def test_a_ca_speaks_for_its_own_names_only(fresh_site: SiteHome, guests: SiteHo
 def test_a_proxy_with_a_policy_we_do_not_know(site: SiteHome, policy: str, allowed: bool) -> None:
     """RFC 3820 section 3.8: who does not know the policy language must refuse the proxy."""
     languages = {
-        "limited": "300e300c060a2b060104019b50010109",
+        "limited": "300f300d060b2b060104019b5001010109",
         "independent": "300c300a06082b06010505071502",
         "unknown": "3009300706052a03040506",
         "with path length": "300f020100300a06082b06010505071501",

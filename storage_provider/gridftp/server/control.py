@@ -1,0 +1,146 @@
+"""A control connection at the server: command lines in (clear or protected), replies out. Blocking, bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from storage_provider.gridftp.commands import CommandError
+from storage_provider.gridftp.gss import Gss
+from storage_provider.gridftp.replies import MOST_LINE_BYTES, ReplyError, decode64, format_reply, protected_reply
+
+# Who does not read its replies for so long is cut off (seconds)
+SEND_SECONDS = 30.0
+_READ_BYTES = 128 * 1024
+# Commands may be sent ahead while a transfer runs; beyond this they wait in the kernel
+_MOST_AHEAD = 4096
+_PIECE_BYTES = 8 * 1024
+# Telnet's interrupt and synch before an ABOR (RFC 959 section 4.1.3)
+_TELNET = (b"\xff\xf4", b"\xff\xf2", b"\xff\xf6")
+
+
+class SessionOver(Exception):
+    """The session has ended: the peer went away, was silent for too long, or broke the protocol for good."""
+
+
+class Control:
+    """One control connection; used by its session's thread alone. Every wait ends, by SessionOver."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sock.settimeout(SEND_SECONDS)
+        # Replies are small and awaited: neither side may sit on one
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._rest = b""
+        self._lines: deque[bytes | CommandError] = deque()
+        self._gone = False
+        self.gss: Gss | None = None
+
+    def fileno(self) -> int:
+        """The socket, for poll."""
+        return self._sock.fileno()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the peer has closed the connection."""
+        return self._gone
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much was sent ahead that no more is read for now."""
+        return self._gone or len(self._lines) >= _MOST_AHEAD
+
+    def next_line(self, seconds: float) -> bytes:
+        """Return the next command line, waiting so long for all of it.
+
+        Raises CommandError for a line that must be answered but cannot be read, SessionOver.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._lines:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise SessionOver("idle")
+            if self._gone:
+                raise SessionOver("closed")
+            self.take(left)
+        line = self._lines.popleft()
+        if isinstance(line, CommandError):
+            raise line
+        return line
+
+    def take(self, seconds: float = 0.0) -> None:
+        """Read once what has come, waiting at most so long."""
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        if not waiting.poll(seconds * 1000):
+            return
+        try:
+            data = self._sock.recv(_READ_BYTES)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        except OSError:
+            data = b""
+        if not data:
+            self._gone = True
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if max(map(len, (self._rest, *lines))) > MOST_LINE_BYTES:
+            raise SessionOver("a line is too long")
+        for line in lines:
+            self._lines.append(self._read(line.removesuffix(b"\r")))
+
+    def take_abort(self) -> bool:
+        """Tell whether an ABOR was sent ahead; it and what came before it are taken off."""
+        for number, line in enumerate(self._lines):
+            if isinstance(line, bytes) and line[:4].upper() == b"ABOR" and len(line) == 4:
+                for _ in range(number + 1):
+                    self._lines.popleft()
+                return True
+        return False
+
+    def reply(self, code: int, *lines: str) -> None:
+        """Send a reply."""
+        self._send(format_reply(code, *lines))
+
+    def reply_listing(self, code: int, first: str, middle: Iterable[str], last: str) -> None:
+        """Send a reply of any number of lines in bounded memory: the protected pieces hold whole lines."""
+        piece = [f"{code}-{first}\r\n"]
+        size = len(piece[0])
+        for line in middle:
+            piece.append(f" {line}\r\n")
+            size += len(piece[-1])
+            if size > _PIECE_BYTES:
+                self._send("".join(piece).encode("utf-8", "replace"))
+                piece, size = [], 0
+        piece.append(f"{code} {last}\r\n")
+        self._send("".join(piece).encode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Close the connection; what was sent still arrives."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        self._sock.close()
+
+    def _send(self, reply: bytes) -> None:
+        protected = protected_reply(self.gss.wrap, reply) if self.gss is not None else reply
+        try:
+            self._sock.sendall(protected)
+        except OSError as error:
+            raise SessionOver("the peer does not read") from error
+
+    def _read(self, line: bytes) -> bytes | CommandError:
+        if self.gss is None:
+            for mark in _TELNET:
+                line = line.removeprefix(mark)
+            return line
+        verb, _, token = line.partition(b" ")
+        if verb.upper() != b"ENC":
+            # RFC 2228 section 3: the command's protection is below what is asked for here
+            return CommandError(533, "denied: send ENC commands only")
+        try:
+            inner = self.gss.unwrap(decode64(token))
+        except ReplyError:
+            return CommandError(501, "refused: not base64")
+        return inner.rstrip(b"\0").removesuffix(b"\n").removesuffix(b"\r")

@@ -1,0 +1,37 @@
+"""What the server says of itself: FEAT, HELP, SITE HELP."""
+
+from __future__ import annotations
+
+from storage_provider.gridftp.commands import ALGORITHMS
+from storage_provider.gridftp.facts import FEATURE
+
+# The presence of this line tells our own client what it may use beyond stock GridFTP (see PROTOCOL.md)
+OWN_FEATURE = "DGIS 1"
+FEATURES = (
+    "AUTH GSSAPI",
+    "CKSM " + "".join(f"{name}:{10 + number};" for number, name in enumerate(ALGORITHMS)),
+    "DCAU",
+    "DCSC P,D",
+    "EPRT",
+    "EPSV",
+    "ERET",
+    "ESTO",
+    "MDTM",
+    "MLSC",
+    FEATURE,
+    "PARALLEL",
+    "PBSZ",
+    "PROT",
+    "REST STREAM",
+    "SIZE",
+    "SPAS",
+    "SPOR",
+    "UTF8",
+    OWN_FEATURE,
+)
+
+
+def help_lines(verbs: list[str]) -> tuple[str, ...]:
+    """Return the lines of the 214 reply: stock clients look for the verbs in it."""
+    rows = ["".join(f"{verb:<8}" for verb in verbs[at : at + 8]).rstrip() for at in range(0, len(verbs), 8)]
+    return ("The following commands are recognized:", *(f"   {row}" for row in rows), "End")

@@ -1,0 +1,160 @@
+"""The gsiftp door as a server: listens, counts, and gives each session a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+
+from certs.dn import DN
+from certs.gridmap import Gridmap
+from certs.log import get_log
+from certs.tls import ReloadingContext
+from storage_provider.gridftp.server.control import Control
+from storage_provider.gridftp.server.session import Session, Shared
+from storage_provider.gridftp.settings import GsiftpSettings
+from storage_provider.service import StorageService
+
+log = get_log()
+
+_STOP_SECONDS = 10.0
+_BACKLOG = 128
+
+
+class GsiftpServer:
+    """Serves the areas of a storage element over GridFTP; `tls` is a server's context, its trust judges everybody.
+
+    The service is not closed by `stop`: other doors may serve it, too.
+    """
+
+    def __init__(
+        self, service: StorageService, tls: ReloadingContext, gridmap: Gridmap, settings: GsiftpSettings
+    ) -> None:
+        self._shared = Shared(service, tls, gridmap, settings)
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._guests: set[_Guest] = set()
+        self._listener: socket.socket | None = None
+        self._accepting: threading.Thread | None = None
+        self.address: tuple[str, int] = (settings.host, settings.port)
+
+    def start(self) -> str:
+        """Listen and return the base URL; raises OSError when the port is taken."""
+        family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
+        listener = socket.create_server(
+            (self._settings.host, self._settings.port), family=family, backlog=_BACKLOG, reuse_port=False
+        )
+        self._listener = listener
+        self.address = (self._settings.host, int(listener.getsockname()[1]))
+        self._accepting = threading.Thread(target=self._accept, args=(listener,), name="gsiftp-accept", daemon=True)
+        self._accepting.start()
+        host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
+        return f"gsiftp://{host}:{self.address[1]}"
+
+    def stop(self) -> None:
+        """Stop listening, cut every session, and wait until they have put their things away."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        if self._accepting is not None:
+            self._accepting.join(_STOP_SECONDS)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for guest in self._all():
+            guest.cut()
+        for guest in self._all():
+            guest.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def check(self) -> str:
+        """Say for /health how many sessions there are; raises OSError when the door is not open."""
+        if self._listener is None or self._accepting is None or not self._accepting.is_alive():
+            raise OSError("the gsiftp door is closed")
+        return f"{len(self._all())} sessions"
+
+    def _accept(self, listener: socket.socket) -> None:
+        while self._listener is not None:
+            try:
+                sock, peer = listener.accept()
+            except OSError as error:
+                if self._listener is not None:
+                    log.error("gsiftp_accept_failed", reason=error.strerror)
+                    time.sleep(0.1)  # out of descriptors: sessions that end will give some back
+                continue
+            self._welcome(sock, str(peer[0]))
+
+    def _welcome(self, sock: socket.socket, address: str) -> None:
+        guest = _Guest(self, sock, address)
+        with self._lock:
+            waiting = sum(each.dn is None and each.address == address for each in self._guests)
+            full = len(self._guests) >= self._settings.sessions or waiting >= self._settings.sessions_per_peer
+            if not full:
+                self._guests.add(guest)
+        if full:
+            _turn_away(sock)
+            return
+        try:
+            guest.thread.start()
+        except RuntimeError:  # no thread to be had
+            self.forget(guest)
+            sock.close()
+
+    def serve(self, guest: _Guest) -> None:
+        """Run one session (in its thread)."""
+        try:
+            host = str(guest.sock.getsockname()[0])
+            Session(Control(guest.sock), self._shared, host=host, guest=guest).run()
+        except OSError:
+            pass  # the peer was gone before its session began
+        except Exception:  # the edge: one session's fault must not end the others
+            log.error("gsiftp_session_failed", exc_info=True)
+        finally:
+            guest.sock.close()
+            self.forget(guest)
+
+    def forget(self, guest: _Guest) -> None:
+        """Count a session out."""
+        with self._lock:
+            self._guests.discard(guest)
+
+    def admit(self, guest: _Guest, dn: DN) -> bool:
+        """Count a session as a party's; says whether it may have so many."""
+        with self._lock:
+            counted = Counter(each.dn for each in self._guests)
+            if counted[dn] >= self._settings.sessions_per_peer:
+                return False
+            guest.dn = dn
+            return True
+
+    def _all(self) -> list[_Guest]:
+        with self._lock:
+            return list(self._guests)
+
+
+class _Guest:
+    """One session as the server counts it; by address until its party is known."""
+
+    def __init__(self, server: GsiftpServer, sock: socket.socket, address: str) -> None:
+        self.sock = sock
+        self.address = address
+        self.dn: DN | None = None
+        self._server = server
+        self.thread = threading.Thread(target=server.serve, args=(self,), name="gsiftp-session", daemon=True)
+
+    def admit(self, dn: DN) -> bool:
+        """See Guest."""
+        return self._server.admit(self, dn)
+
+    def cut(self) -> None:
+        """End the session's wait for its peer."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _turn_away(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.settimeout(1.0)
+        sock.sendall(b"421 faulty: too many sessions\r\n")
+    sock.close()
