@@ -1,0 +1,234 @@
+"""Storing through a channel: what is there already is not sent again, what was cut goes on, a batch has one session."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from storage_provider.channel import ObjectSpec, Put, Stored
+from storage_provider.errors import Busy, Corrupt, LocalFault, NotFound, StorageError, Unreachable
+from storage_provider.gridftp.client.putting import (
+    SMALL_BYTES,
+    Flight,
+    Local,
+    OutOfStep,
+    opened,
+    put_one,
+    stored_now,
+)
+from storage_provider.gridftp.client.session import Session
+from storage_provider.gridftp.client.sessions import Sessions
+from storage_provider.gridftp.client.staging import Staging
+from storage_provider.wire import SINGLE_PUT_BYTES
+
+# A batch is read ahead by so much
+_WINDOW = 64
+_WINDOW_BYTES = 32 * 1024 * 1024
+# Tries of one large object after cuts, and pauses between them (seconds, doubling)
+_TRIES = 4
+_PAUSE = 0.1
+# So many puts in a row without an answer: the door is gone, not the objects
+_GONE_AFTER = 2
+
+Outcome = tuple[Put, Stored | StorageError]
+
+
+class Storing:
+    """The puts of one channel; thread-safe."""
+
+    def __init__(self, sessions: Sessions, staging: Staging) -> None:
+        self._sessions = sessions
+        self._staging = staging
+        self._exclusive = Exclusive()
+
+    def one(self, put: Put) -> Stored:
+        """Store one object; raises StorageErrors."""
+        with opened(put) as local, self._claimed(put.spec):
+            return _Tries(self._sessions, self._staging, put, local).run()
+
+    def many(self, puts: Iterable[Put]) -> Iterator[Outcome]:
+        """Store many; yields each with its outcome."""
+        gone = 0
+        for window in _windows(puts):
+            for put, outcome in self._window(window, gone >= _GONE_AFTER):
+                gone = gone + 1 if isinstance(outcome, Unreachable) else 0
+                yield put, outcome
+
+    def _window(self, window: list[Put], gone: bool) -> Iterator[Outcome]:
+        left = {put.spec.key: put for put in window}
+        if not gone:
+            for put, outcome in self._together(window):
+                del left[put.spec.key]
+                yield put, outcome
+        silent = _GONE_AFTER if gone else 0
+        for put in left.values():
+            outcome = self._alone(put) if silent < _GONE_AFTER else self._no_more(put)
+            silent = silent + 1 if isinstance(outcome, Unreachable) else 0
+            yield put, outcome
+
+    def _together(self, window: list[Put]) -> Iterator[Outcome]:
+        """Store what can be stored in one go; what is not yielded must be tried alone."""
+        claimed: list[Put] = []
+        try:
+            claimed = [put for put in window if self._staging.door.own or self._exclusive.claim(put.spec.key)]
+            with self._sessions.lent(up=True) as session:
+                yield from self._in_session(session, claimed)
+        except (StorageError, OutOfStep):
+            return
+        finally:
+            if not self._staging.door.own:
+                self._exclusive.release(put.spec.key for put in claimed)
+
+    def _in_session(self, session: Session, puts: list[Put]) -> Iterator[Outcome]:
+        if not puts:
+            return
+        session.acting(puts[0].acting_for)
+        there = self._staging.verified(session, [put.spec for put in puts])
+        for put, verified in zip(puts, there, strict=True):
+            if verified:
+                yield put, stored_now(put.spec)
+        small = [
+            put for put, verified in zip(puts, there, strict=True) if not verified and put.spec.size <= SMALL_BYTES
+        ]
+        if not small:
+            return
+        self._staging.prepare(session)
+        if not session.linked(up=True):
+            yield from self._first(session, small.pop(0))
+        if session.linked(up=True):
+            session.mode("E")
+            yield from Flight(session, self._staging, small).run()
+
+    def _first(self, session: Session, put: Put) -> Iterator[Outcome]:
+        """Store one object the careful way, which makes the data connection for the others."""
+        try:
+            with opened(put) as local:
+                put_one(session, self._staging, put, local)
+        except LocalFault as error:
+            yield put, error
+            return
+        yield put, stored_now(put.spec)
+
+    def _alone(self, put: Put) -> Stored | StorageError:
+        try:
+            return self.one(put)
+        except StorageError as error:
+            return error
+
+    def _no_more(self, put: Put) -> Unreachable:
+        door = self._staging.door.url
+        return Unreachable("the door has not answered the puts before", door=door, key=put.spec.key)
+
+    @contextmanager
+    def _claimed(self, spec: ObjectSpec) -> Iterator[None]:
+        """Keep others of this channel from writing the same part at a foreign server at the same time."""
+        if self._staging.door.own:
+            yield
+            return
+        patience = self._sessions.opening.timeouts.verifying(spec.size)
+        if not self._exclusive.claim(spec.key, patience):
+            raise Busy("the object is being stored by another call", door=self._staging.door.url, key=spec.key)
+        try:
+            yield
+        finally:
+            self._exclusive.release([spec.key])
+
+
+class _Tries:
+    """One object: the tries that it takes."""
+
+    def __init__(self, sessions: Sessions, staging: Staging, put: Put, local: Local) -> None:
+        self._sessions = sessions
+        self._staging = staging
+        self._put = put
+        self._local = local
+        self._fresh = False
+        self._excused: set[str] = set()
+        self._cuts = 0
+
+    def run(self) -> Stored:
+        while True:
+            session: Session | None = None
+            try:
+                session = self._sessions.take(up=True, fresh=self._fresh)
+                return self._once(session)
+            except Unreachable:
+                self._after_cut(session)
+            except Corrupt as error:
+                # What lay there of an earlier call was wrong, perhaps, not what we sent
+                if not getattr(error, "resumed", False) or not self._excuse("resumed"):
+                    raise
+            except NotFound:
+                if self._staging.door.own or not self._excuse("folders"):
+                    raise
+                self._staging.forget_folders()
+            finally:
+                if session is not None:
+                    self._sessions.give_back(session)
+
+    def _once(self, session: Session) -> Stored:
+        spec = self._put.spec
+        session.acting(self._put.acting_for)
+        if not self._staging.verified(session, [spec])[0]:
+            self._staging.prepare(session)
+            put_one(session, self._staging, self._put, self._local)
+        return stored_now(spec)
+
+    def _after_cut(self, session: Session | None) -> None:
+        """Say whether a cut is worth another try; raises the cut otherwise."""
+        if session is not None and session.reused and self._excuse("stale"):
+            self._fresh = True  # a kept connection may have been closed while idle
+            return
+        moved = session is not None and session.moving
+        self._cuts += 1
+        if self._put.spec.size <= SINGLE_PUT_BYTES or not moved or self._cuts >= _TRIES:
+            raise
+        time.sleep(_PAUSE * 2**self._cuts)
+
+    def _excuse(self, what: str) -> bool:
+        """Say whether a cause may be excused still: each once."""
+        if what in self._excused:
+            return False
+        self._excused.add(what)
+        return True
+
+
+class Exclusive:
+    """Keys that are being written."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._keys: set[str] = set()
+
+    def claim(self, key: str, patience: float = 0.0) -> bool:
+        """Take a key, waiting at most so many seconds; says whether it was free."""
+        with self._changed:
+            free = self._changed.wait_for(lambda: key not in self._keys, patience)
+            if free:
+                self._keys.add(key)
+            return free
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give keys back."""
+        with self._changed:
+            self._keys.difference_update(keys)
+            self._changed.notify_all()
+
+
+def _windows(puts: Iterable[Put]) -> Iterator[list[Put]]:
+    """Cut a batch into what is stored in one go: bounded, no key twice, on behalf of one party."""
+    window: list[Put] = []
+    keys: set[str] = set()
+    size = 0
+    for put in puts:
+        other = window and put.acting_for != window[0].acting_for
+        if window and (other or put.spec.key in keys or len(window) >= _WINDOW or size >= _WINDOW_BYTES):
+            yield window
+            window, keys, size = [], set(), 0
+        window.append(put)
+        keys.add(put.spec.key)
+        size += put.spec.size
+    if window:
+        yield window
