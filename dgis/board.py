@@ -35,6 +35,16 @@ class BoardBacklog(_Part):
     waiting_for_storage: int = 0
 
 
+class BoardDoor(_Part):
+    """One door of a storage element as the worker's transfers see it; `in_use`: they go by it now."""
+
+    url: str
+    reachable: bool
+    in_use: bool
+    last_error: str | None = None
+    last_ok: datetime | None = None
+
+
 class BoardElement(_Part):
     """One storage element as the worker sees it."""
 
@@ -47,6 +57,12 @@ class BoardElement(_Part):
     last_ok: datetime | None = None
     total_bytes: int | None = None
     free_bytes: int | None = None
+    doors: tuple[BoardDoor, ...] = ()
+
+    @property
+    def door_in_use(self) -> str | None:
+        """Return the door by which transfers go now, None when none has worked yet or none works now."""
+        return next((door.url for door in self.doors if door.in_use), None)
 
 
 class BoardError(_Part):

@@ -47,6 +47,7 @@ def _ae_title(value: str) -> str:
 
 
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Network = Annotated[str, AfterValidator(_network)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -197,6 +198,26 @@ class TranscodingConfig(Table):
     total: float = Field(default=1800.0, gt=0, le=86400)
 
 
+class TransferConfig(Table):
+    """`[transfer]`: how this node's GridFTP data channels are made.
+
+    With `active` a foreign server may connect to this node for downloads (at `ports`, of the address `advertise`),
+    which lets it send many images over one connection; without, nothing connects inward and such a server sends each
+    image over a connection of its own. Own providers need neither. `sessions` control connections a door at most.
+    """
+
+    active: bool = False
+    ports: tuple[Port, Port] | None = None
+    advertise: str | None = Field(default=None, min_length=1, max_length=255)
+    sessions: int = Field(default=4, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _a_range(self) -> TransferConfig:
+        if self.ports is not None and self.ports[0] > self.ports[1]:
+            raise ValueError("ports are the lowest and the highest, like ports = [50000, 50199]")
+        return self
+
+
 class LearnedDestinationsConfig(Table):
     """`[learned_destinations]`: C-MOVE to AEs that are not in the AE table, at the address that they called from.
 
@@ -206,7 +227,7 @@ class LearnedDestinationsConfig(Table):
 
     enabled: bool = False
     networks: tuple[Network, ...] = ()
-    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(11112,), max_length=8)
+    ports: tuple[Port, ...] = Field(default=(11112,), max_length=8)
     require_existing_rights: bool = True
 
     @model_validator(mode="after")
@@ -230,6 +251,7 @@ class NodeConfig(Table):
     unknown_ae: UnknownAeConfig = UnknownAeConfig()
     learned_destinations: LearnedDestinationsConfig = LearnedDestinationsConfig()
     transcoding: TranscodingConfig = TranscodingConfig()
+    transfer: TransferConfig = TransferConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

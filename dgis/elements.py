@@ -119,15 +119,15 @@ class Elements:
         with self._lock:
             return tuple(sorted(name for name in self._known if self._of(name).unreachable))
 
-    def worked(self, name: str, *, space: Space | None = None) -> None:
-        """Note that an element answered."""
+    def worked(self, name: str, *, space: Space | None = None, probed: bool = False) -> None:
+        """Note that an element answered, real work or a probe; an element that cannot tell its space has none."""
         with self._lock:
             health = self._of(name)
             if health.failures:
                 self._generation += 1
             health.failures, health.rests_until, health.unreachable = 0, 0.0, False
             health.last_error, health.last_ok = None, datetime.now(UTC)
-            if space is not None:
+            if probed:
                 health.space, health.probed_at = space, self._clock()
 
     def failed(self, name: str, error: StorageError) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -12,13 +13,13 @@ from typing import Protocol
 from catalog.errors import CatalogError
 from certs.log import get_log
 from dgis.backoff import Backoff
-from dgis.board import Board, BoardBacklog, BoardElement, BoardWriter, ErrorList
+from dgis.board import Board, BoardBacklog, BoardDoor, BoardElement, BoardWriter, ErrorList
 from dgis.elements import Elements, ElementState
 from dgis.metrics import Metrics
 from dgis.spool import Backlog, Spool
 from storage_provider.channel import Space
 from storage_provider.errors import StorageError
-from storage_provider.transfer.route import Doors
+from storage_provider.transfer.route import DoorHealth, Doors
 
 log = get_log()
 
@@ -31,8 +32,11 @@ _EMPTY = Backlog(0, 0, 0.0, 0)
 class Probing(Protocol):
     """The part of the transfer engine that shows whether a storage element answers."""
 
-    def space(self, doors: Doors) -> Space:
-        """Return the space of an element. Raises StorageError."""
+    def space(self, doors: Doors) -> Space | None:
+        """Return the space of an element, None when it cannot tell. Raises StorageError."""
+
+    def health(self, doors: Doors) -> Sequence[DoorHealth]:
+        """Return what each door of an element showed last."""
 
 
 class Housekeeper:
@@ -109,7 +113,7 @@ class Housekeeper:
 
     def _probe(self, doors: Doors) -> None:
         try:
-            self._elements.worked(doors.se, space=self._engine.space(doors))
+            self._elements.worked(doors.se, space=self._engine.space(doors), probed=True)
         except StorageError as error:
             self._elements.failed(doors.se, error)
             self._errors.add(f"probe of {doors.se}", f"{type(error).__name__}: {error.detail}")
@@ -141,23 +145,24 @@ class Housekeeper:
                 ),
                 "rejected": rejected,
                 "damaged": damaged,
-                "elements": tuple(map(_shown, states)),
+                "elements": tuple(map(self._shown, states)),
                 "unreachable": self._elements.unreachable(),
                 "errors": self._errors.all(),
             }
         )
         self._writer.write(self._fill(board))
 
-
-def _shown(state: ElementState) -> BoardElement:
-    return BoardElement(
-        name=state.element.name,
-        site=state.element.site,
-        state=state.element.state,
-        reachable=state.reachable,
-        usable=state.usable,
-        last_error=state.last_error,
-        last_ok=state.last_ok,
-        total_bytes=state.space.total if state.space else None,
-        free_bytes=state.space.free if state.space else None,
-    )
+    def _shown(self, state: ElementState) -> BoardElement:
+        doors = self._engine.health(Doors(state.element.name, state.element.doors))
+        return BoardElement(
+            name=state.element.name,
+            site=state.element.site,
+            state=state.element.state,
+            reachable=state.reachable,
+            usable=state.usable,
+            last_error=state.last_error,
+            last_ok=state.last_ok,
+            total_bytes=state.space.total if state.space else None,
+            free_bytes=state.space.free if state.space else None,
+            doors=tuple(BoardDoor(**asdict(door)) for door in doors),
+        )

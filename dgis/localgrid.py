@@ -23,6 +23,7 @@ from certs.errors import TrustError
 from certs.trust import Trust
 from dgis.config import NodeConfig
 from dgis.errors import DgisError
+from storage_provider.transfer.route import SCHEMES
 
 LOOPBACK = "127.0.0.1"
 SITE = "local"
@@ -95,6 +96,10 @@ class Paths:
         return self.home / "gridmap"
 
     @property
+    def ssh_peers(self) -> Path:
+        return self.home / "ssh_peers"
+
+    @property
     def ready(self) -> Path:
         return self.home / "ready.json"
 
@@ -140,17 +145,32 @@ def prepare(options: GridOptions) -> dict[str, int]:
         ca.init_site(options.home, organisation=ORGANISATION)
     _issue_missing(options, paths)
     keep_fresh(options)
-    _replace_refused(options, paths)
-    ports = choose_ports(paths.home / "ports.json", ("catalog", "dgis", *options.provider_names))
+    if _replace_refused(options, paths):
+        keep_fresh(options)
+    doors = (door_port(name, scheme) for name in options.provider_names for scheme in SCHEMES)
+    ports = choose_ports(paths.home / "ports.json", ("catalog", "dgis", *doors))
     _write_configs(options, paths, ports)
     return ports
 
 
 def keep_fresh(options: GridOptions) -> None:
-    """Re-issue the CRLs and renew the certificates that are due; running services reload both by themselves."""
+    """Re-issue the CRLs and renew the certificates that are due; running services reload both by themselves.
+
+    SSH shows bare keys: everybody finds the others' certificates in one directory, renewed with them.
+    """
     paths = Paths(options.home)
     ca.refresh_crls(options.home)
     ca.renew_due(options.home, [paths.credential(name) for name in _service_roles(options)])
+    paths.ssh_peers.mkdir(exist_ok=True)
+    for name in _ssh_names(options):
+        shown, known = paths.credential(name).cert.read_bytes(), paths.ssh_peers / f"{name}.pem"
+        if not known.exists() or known.read_bytes() != shown:
+            write_atomic(known, shown)
+
+
+def _ssh_names(options: GridOptions) -> tuple[str, ...]:
+    """Who meets over SSH: the DGIS and the operator as clients, the providers as servers and each other's clients."""
+    return ("dgis", "operator", *options.provider_names)
 
 
 def _service_roles(options: GridOptions) -> dict[str, frozenset[str]]:
@@ -170,16 +190,18 @@ def _issue_missing(options: GridOptions, paths: Paths) -> None:
         ca.issue_user(options.home, "operator", roles=frozenset({"operator"}), out=paths.service("operator"))
 
 
-def _replace_refused(options: GridOptions, paths: Paths) -> None:
+def _replace_refused(options: GridOptions, paths: Paths) -> bool:
     """Issue anew, with a new key, what the grid itself would refuse: after a revocation the service goes on."""
-    trust = Trust(paths.trust)
+    trust, replaced = Trust(paths.trust), False
     for name in _service_roles(options):
         credential = paths.credential(name)
         try:
             trust.judge(credential.cert.read_bytes())
         except TrustError:
             credential.cert.unlink()
+            replaced = True
     _issue_missing(options, paths)
+    return replaced
 
 
 def _known_providers(paths: Paths) -> int:
@@ -224,9 +246,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     os.replace(staged, path)
 
 
-def door(port: int) -> str:
-    """The storage URL of a local provider's area."""
-    return f"https://{LOOPBACK}:{port}/areas/main"
+def door_port(name: str, scheme: str) -> str:
+    """The name in ports.json of a provider's door; its HTTPS port goes by the provider's own name."""
+    return name if scheme == "https" else f"{name}-{scheme}"
+
+
+def doors(ports: Mapping[str, int], name: str) -> tuple[str, ...]:
+    """The storage URLs of a local provider's area, best first."""
+    return tuple(f"{scheme}://{LOOPBACK}:{ports[door_port(name, scheme)]}/areas/main" for scheme in SCHEMES)
 
 
 def service_url(port: int) -> str:
@@ -249,6 +276,7 @@ def _identity(paths: Paths, name: str) -> dict[str, str]:
         "key": str(credential.key.resolve()),
         "trust": str(paths.trust.resolve()),
         "gridmap": str(paths.gridmap.resolve()),
+        "ssh_peers": str(paths.ssh_peers.resolve()),
     }
 
 
@@ -267,6 +295,8 @@ def _storage_config(paths: Paths, ports: Mapping[str, int], name: str) -> dict[s
     rules = {"gateway": ["read", "write", "delete", "list"], "operator": ["read", "list"]}
     return {
         "server": {"host": LOOPBACK, "port": ports[name]},
+        "gsiftp": {"host": LOOPBACK, "port": ports[door_port(name, "gsiftp")]},
+        "sftp": {"host": LOOPBACK, "port": ports[door_port(name, "sftp")]},
         "identity": _identity(paths, name),
         "storage": {"name": name, "root": str((paths.service(name) / "store").resolve())},
         "area": [{"name": "main", "quota": DEFAULT_QUOTA, "rules": rules}],

@@ -47,7 +47,7 @@ class Probe:
         try:
             client.put_site(Site(name=localgrid.SITE, title="This machine"))
             for name in options.provider_names:
-                doors = (localgrid.door(ports[name]),)
+                doors = localgrid.doors(ports, name)
                 client.put_storage_element(StorageElement(name=name, site=localgrid.SITE, doors=doors, state="active"))
         except CatalogError as error:
             raise GridHomeError(f"the catalog did not take the storage elements: {error}") from error

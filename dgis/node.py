@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +49,10 @@ from dgis.transcode.convert import Bounds
 from dgis.transcode.pool import Limits as ConversionLimits
 from dgis.transcode.pool import Transcoder
 from dgis.worker import Commitments, Worker, WorkerSettings
+from storage_provider.channel import Channel
 from storage_provider.channels import open_channels
-from storage_provider.transfer.engine import Engine
+from storage_provider.gridftp.settings import DataSettings
+from storage_provider.transfer.engine import Blame, Engine, ignore_blame
 
 log = get_log()
 
@@ -111,6 +114,22 @@ def catalog_client(node: NodeConfig) -> CatalogClient:
     return CatalogClient(GridSession(node.identity, pool=POOL), node.catalog.url)
 
 
+def open_doors(node: NodeConfig, session: GridSession) -> Callable[[str], Channel]:
+    """What opens a door of a storage element for this node."""
+    data = DataSettings(
+        active=node.transfer.active,
+        ports=node.transfer.ports,
+        advertise=node.transfer.advertise,
+        sessions=node.transfer.sessions,
+    )
+    return open_channels(session, data=data)
+
+
+def make_engine(node: NodeConfig, session: GridSession, *, on_blame: Callable[[Blame], None] = ignore_blame) -> Engine:
+    """What moves objects between this node and storage elements, by every kind of door."""
+    return Engine(open_doors(node, session), on_blame=on_blame)
+
+
 def stop_on_signal() -> threading.Event:
     """An event that SIGTERM and SIGINT set."""
     stop = threading.Event()
@@ -123,7 +142,7 @@ def run_worker(node: NodeConfig, config: Path) -> None:
     """The worker process, until SIGTERM."""
     stop = stop_on_signal()
     plan = CopyPlan(node=node.dgis.name, site=node.dgis.site, copies=node.dgis.copies, parallel=node.dgis.transfers)
-    engine = Engine(open_channels(GridSession(node.identity, pool=POOL)))
+    engine = make_engine(node, GridSession(node.identity, pool=POOL))
     settings = WorkerSettings(plan=plan, spool_limit=node.dgis.spool_limit)
     spool, catalog = open_spool(node), catalog_client(node)
     commitment = Commitments(
@@ -203,7 +222,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     session = GridSession(node.identity, pool=POOL)
     catalog = CatalogClient(session, node.catalog.url)
     elements = Elements(catalog)
-    engine = Engine(open_channels(session), on_blame=BlameReporter(catalog))
+    engine = make_engine(node, session, on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
     table = ae_table(node, config)
     sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)

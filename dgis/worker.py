@@ -31,7 +31,7 @@ from dgis.registrar import Registrar
 from dgis.reports import Reports
 from dgis.spool import Spool
 from storage_provider.channel import ObjectSpec, Space, Stored
-from storage_provider.transfer.route import Doors
+from storage_provider.transfer.route import DoorHealth, Doors
 
 TURN_SECONDS = 0.2
 _RESCAN_SECONDS = 30.0
@@ -60,7 +60,10 @@ class WorkerEngine(Protocol):
     def store(self, spec: ObjectSpec, path: Path, doors: Doors, *, acting_for: str | None = None) -> Stored:
         """See Engine."""
 
-    def space(self, doors: Doors) -> Space:
+    def space(self, doors: Doors) -> Space | None:
+        """See Engine."""
+
+    def health(self, doors: Doors) -> Sequence[DoorHealth]:
         """See Engine."""
 
 

@@ -8,12 +8,18 @@ from urllib.parse import urlsplit
 from certs.https.session import GridSession
 from storage_provider.channel import Channel
 from storage_provider.errors import DoorURL
+from storage_provider.gridftp.settings import DataSettings
 from storage_provider.https.client import HttpsChannel
 from storage_provider.timeouts import Timeouts
+from storage_provider.transfer.route import SCHEMES
 
 
 def open_channels(
-    session: GridSession, *, permit: str | None = None, timeouts: Timeouts | None = None
+    session: GridSession,
+    *,
+    permit: str | None = None,
+    timeouts: Timeouts | None = None,
+    data: DataSettings | None = None,
 ) -> Callable[[str], Channel]:
     """Return the factory for an Engine; it raises DoorURL for a URL that no channel speaks."""
 
@@ -21,6 +27,6 @@ def open_channels(
         scheme = urlsplit(url).scheme
         if scheme == "https":
             return HttpsChannel(session, url, permit=permit, timeouts=timeouts)
-        raise DoorURL(f"no channel for {scheme or 'a URL without scheme'}; doors are https", door=url)
+        raise DoorURL(f"no channel for {scheme or 'a URL without scheme'}; doors are {', '.join(SCHEMES)}", door=url)
 
     return open_channel

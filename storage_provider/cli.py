@@ -39,7 +39,7 @@ def serve(config: Path) -> None:
     try:
         settings = load_toml(config, StorageConfig)
         configure("dgis-storage", settings.log.level, settings.log.format)
-        run(settings, ready=lambda url: click.echo(f"ready: {settings.storage.name} at {url}"))
+        run(settings, ready=lambda urls: click.echo(f"ready: {settings.storage.name} at {', '.join(urls)}"))
     except (CertsError, StorageError) as error:
         _fail(str(error))
 

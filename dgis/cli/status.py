@@ -89,7 +89,10 @@ def _collect(node: NodeConfig, home: Path, config: Path | None) -> _Status:
     session = operator_session(home, config)
     elements = _elements(session, node)
     targets = {"catalog": node.catalog.url, "dgis": f"https://{node.https.host}:{node.https.port}"}
-    targets |= {element.name: _base_url(element.doors[0]) for element in elements if element.doors}
+    for element in elements:
+        own = next((door for door in element.doors if door.startswith("https:")), None)
+        if own is not None:  # a foreign server has no health to ask; its doors show it
+            targets[element.name] = _base_url(own)
     for name, url in targets.items():
         _add_service(status, session, name, url)
     identity = operator_identity(home, config)
@@ -226,11 +229,21 @@ def _add_board(status: _Status, board: Board | None, elements: tuple[StorageElem
                 "free_bytes": known.free_bytes if known else None,
                 "total_bytes": known.total_bytes if known else None,
                 "doors": list(element.doors),
+                "door_in_use": known.door_in_use if known else None,
+                "door_errors": {door.url: door.last_error for door in known.doors if not door.reachable}
+                if known
+                else {},
                 "last_error": known.last_error if known else None,
             }
         )
         if known and not known.reachable:
             status.troubles.append(f"{element.name} cannot be reached: {known.last_error}")
+        elif known:
+            status.troubles += [
+                f"{element.name}: {door.url} does not answer: {door.last_error}"
+                for door in known.doors
+                if not door.reachable
+            ]
     if board is None:
         status.troubles.append("no worker has run yet")
         return
@@ -245,18 +258,7 @@ def _print(status: _Status) -> None:
     out.print(table("Services", ("Service", "URL", "State", "Detail"), rows))
     rows = [[c["name"], c["dn"], c["expires"], c["left"]] for c in status.certificates]
     out.print(table("Certificates", ("Of", "DN", "Expires (UTC)", "In"), rows, right=("In",)))
-    rows = [
-        [
-            e["name"],
-            e["site"],
-            e["state"],
-            _word(e["reachable"]),
-            _space(e),
-            ", ".join(e["doors"]),
-            e["last_error"] or "",
-        ]
-        for e in status.storage_elements
-    ]
+    rows = [_element_row(element) for element in status.storage_elements]
     columns = ("Element", "Site", "Mode", "State", "Free of", "Doors", "Last error")
     out.print(table("Storage elements", columns, rows, right=("Free of",)))
     if status.errors:
@@ -282,10 +284,16 @@ def _word(state: bool | None) -> str:
 
 
 def _element_row(element: dict[str, Any]) -> list[str]:
-    state, doors = _word(element["reachable"]), ", ".join(element["doors"])
+    state, doors = _word(element["reachable"]), "\n".join(_door(element, url) for url in element["doors"])
     return [
         element["name"], element["site"], element["state"], state, _space(element), doors, element["last_error"] or "",
     ]  # fmt: skip
+
+
+def _door(element: dict[str, Any], url: str) -> str:
+    if url in element["door_errors"]:
+        return f"{url} [red]down[/red]"
+    return f"{url} [green]in use[/green]" if url == element["door_in_use"] else url
 
 
 def _space(element: dict[str, Any]) -> str:

@@ -169,7 +169,7 @@ class _Grid:
         self._told = self._facts()
         localgrid.write_atomic(self.paths.ready, json.dumps(self._told, indent=1).encode())
         names = self.options.provider_names
-        doors = ", ".join(f"{name} at {localgrid.service_url(self.ports[name])}" for name in names)
+        doors = ", ".join(f"{name} at {' and '.join(localgrid.doors(self.ports, name))}" for name in names)
         tls = f" (DICOM TLS {self.options.tls_port})" if self.options.tls_port else ""
         click.echo(
             f"ready: AE {self.options.aet} at {localgrid.LOOPBACK}:{self.options.port}{tls}, "
@@ -189,7 +189,8 @@ class _Grid:
             "dgis": {"pid": pid("dgis"), "url": localgrid.service_url(self.ports["dgis"])},
             "catalog": {"pid": pid("catalog"), "url": localgrid.service_url(self.ports["catalog"])},
             "providers": [
-                {"name": n, "pid": pid(n), "urls": [localgrid.door(self.ports[n])]} for n in self.options.provider_names
+                {"name": name, "pid": pid(name), "urls": list(localgrid.doors(self.ports, name))}
+                for name in self.options.provider_names
             ],
             "client": {
                 "cert": str(operator.cert),

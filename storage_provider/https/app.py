@@ -16,6 +16,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Query
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -53,12 +54,23 @@ UPLOADS = "/areas/{area}/uploads"
 log = get_log()
 
 
-def create_storage_app(service: StorageService, identity: IdentityConfig, registry: CollectorRegistry) -> FastAPI:
-    """Make the application; it closes the service when it stops."""
+def _nothing() -> None:
+    """Be the default of `stopping`."""
+
+
+def create_storage_app(
+    service: StorageService,
+    identity: IdentityConfig,
+    registry: CollectorRegistry,
+    *,
+    stopping: Callable[[], None] = _nothing,
+) -> FastAPI:
+    """Make the application; when it stops it calls `stopping` in a thread, and then closes the service."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await run_in_threadpool(stopping)
         door.close()
 
     app = create_app(

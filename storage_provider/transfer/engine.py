@@ -13,14 +13,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage_provider.channel import Channel, ObjectSpec, Space, Stored
-from storage_provider.errors import Cancelled, Corrupt, DoorURL, LocalFault, StorageError, Unreachable, Unsupported
+from storage_provider.errors import (
+    Cancelled,
+    Corrupt,
+    DoorURL,
+    LocalFault,
+    NotFound,
+    StorageError,
+    Unreachable,
+    Unsupported,
+)
 from storage_provider.keys import object_key
 from storage_provider.transfer.fetch import Blame, Caller, Fetch, Patience, Source
 from storage_provider.transfer.landing import Landing
 from storage_provider.transfer.plan import Limits
 from storage_provider.transfer.route import FIRST_REST, DoorHealth, Doors, Route
 
-__all__ = ["Blame", "DoorHealth", "Doors", "Engine", "Fetched", "Limits", "Patience", "Source"]
+__all__ = ["Blame", "DoorHealth", "Doors", "Engine", "Fetched", "Limits", "Patience", "Source", "ignore_blame"]
 
 T = TypeVar("T")
 _ASK_SECONDS = 0.1
@@ -38,6 +47,21 @@ class Fetched:
     blames: tuple[Blame, ...]
 
 
+def _space(channel: Channel) -> Space | None:
+    if channel.capabilities.space:
+        return channel.space()
+    _ask(channel)
+    return None
+
+
+def _ask(channel: Channel) -> None:
+    """Have a door answer anything; raises what says that it did not, or will not."""
+    try:
+        channel.stat(_NO_OBJECT)
+    except NotFound:
+        return
+
+
 def never() -> bool:
     """Be the default of `cancelled`."""
     return False
@@ -47,7 +71,7 @@ def _quiet(received: int) -> None:
     """Be the default of `progress`."""
 
 
-def _unheard(blame: Blame) -> None:
+def ignore_blame(blame: Blame) -> None:
     """Be the default of `on_blame`."""
 
 
@@ -64,7 +88,7 @@ class Engine:
         limits: Limits | None = None,
         patience: Patience | None = None,
         route: Route | None = None,
-        on_blame: Callable[[Blame], None] = _unheard,
+        on_blame: Callable[[Blame], None] = ignore_blame,
     ) -> None:
         self._factory = open_channel
         self._limits = limits or Limits()
@@ -145,9 +169,9 @@ class Engine:
         """Let an SE re-read an object; its SHA-256 as it is there now. Unsupported when no door can."""
         return self._try_doors(doors, lambda channel: channel.checksum(key), key=key)
 
-    def space(self, doors: Doors) -> Space:
-        """Ask an SE for its space (and so whether it answers)."""
-        return self._try_doors(doors, lambda channel: channel.space(), key="")
+    def space(self, doors: Doors) -> Space | None:
+        """Ask an SE for its space, and so whether it answers; None when it does and its door cannot tell the space."""
+        return self._try_doors(doors, _space, key="")
 
     def pull(
         self,
@@ -214,7 +238,7 @@ class Engine:
         """Any answer will do, also that there is no such object (this is the edge of the probe's thread)."""
         began = self._route.clock()
         try:
-            self.channel(url).stat(_NO_OBJECT)
+            _ask(self.channel(url))
         except (Unreachable, DoorURL) as error:
             self._route.failed(doors, url, error.detail, began=began)
             return

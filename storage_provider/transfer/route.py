@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from certs.log import get_log
 
 log = get_log()
+
+SCHEMES = ("gsiftp", "sftp", "https")
+"""The kinds of door, best first: GridFTP moves many objects over few connections, SFTP passes most firewalls."""
 
 FIRST_REST = 2.0
 LONGEST_REST = 60.0
@@ -29,6 +33,16 @@ class Doors:
 
     se: str
     urls: tuple[str, ...]
+
+
+def by_preference(doors: Iterable[str]) -> tuple[str, ...]:
+    """Sort doors by SCHEMES, those of one kind as they are given; each once."""
+
+    def rank(url: str) -> int:
+        scheme = urlsplit(url).scheme
+        return SCHEMES.index(scheme) if scheme in SCHEMES else len(SCHEMES)
+
+    return tuple(sorted(dict.fromkeys(doors), key=rank))
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,10 @@ class MemoryEngine:
             raise Unreachable("connection refused", door=doors.urls[0])
         return Space(total=1000, free=600, used=400)
 
+    def health(self, doors: Doors) -> tuple[DoorHealth, ...]:
+        well = doors.se not in self.down
+        return tuple(DoorHealth(url, well, well and url == doors.urls[0]) for url in doors.urls)
+
     def _bring(self, source: Source, target: Path) -> Fetched:
         missing = False
         for doors in source.doors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -9,22 +10,32 @@ from prometheus_client import CollectorRegistry
 import storage_provider
 from certs.https.server import route_rules
 from storage_provider import cli
-from storage_provider.config import AreaTable, StorageConfig, StorageTable
+from storage_provider.config import AreaTable, GsiftpTable, SftpTable, StorageConfig, StorageTable
+from storage_provider.gridftp.settings import GsiftpSettings
 from storage_provider.https.problems import TABLE
 from storage_provider.metrics import Metrics
 from storage_provider.node import build
+from storage_provider.sftp.settings import SftpSettings
 from tests.helpers.pki import SiteHome
 
 PAGE = (Path(storage_provider.__file__).parent / "PROTOCOL.md").read_text()
 
 
 def test_every_setting() -> None:
-    for table in ("server", "identity", "storage", "log"):
+    tables = {"server", "gsiftp", "sftp", "identity", "storage", "log"}
+    for table in tables:
         assert f"`[{table}]`" in PAGE
-    for model in (StorageTable, AreaTable):
+    for model in (StorageTable, AreaTable, GsiftpTable, SftpTable):
         for key in model.model_fields:
             assert f"`{key}`" in PAGE
-    assert set(StorageConfig.model_fields) == {"server", "identity", "storage", "area", "log"}
+    assert set(StorageConfig.model_fields) == tables | {"area"}
+
+
+def test_every_setting_of_a_door_reaches_it() -> None:
+    for table, settings in ((GsiftpTable, GsiftpSettings), (SftpTable, SftpSettings)):
+        assert set(table.model_fields) == {field.name for field in fields(settings)}
+        defaults = settings(**table().model_dump())
+        assert replace(defaults, port=0) == settings()
 
 
 def test_every_route(site: SiteHome, tmp_path: Path) -> None:
