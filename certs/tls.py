@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.config import IdentityConfig
 from certs.credential import Credential
@@ -214,7 +213,7 @@ def pinned_context(pem: bytes, side: Side) -> ssl.SSLContext:
     context.verify_flags &= ~ssl.VERIFY_CRL_CHECK_CHAIN
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_ALLOW_PROXY_CERTS
     try:
-        pinned = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.PEM).decode("ascii")
+        pinned = _first_certificate(pem)
         with _in_memory(pem) as path:
             context.load_cert_chain(path)
         context.load_verify_locations(cadata=pinned)
@@ -225,8 +224,7 @@ def pinned_context(pem: bytes, side: Side) -> ssl.SSLContext:
 
 def holds_pinned(connection: ssl.SSLObject | ssl.SSLSocket, pem: bytes) -> bool:
     """Say whether the peer showed exactly the certificate that ``pem`` begins with."""
-    shown = connection.getpeercert(binary_form=True)
-    return shown is not None and shown == x509.load_pem_x509_certificates(pem)[0].public_bytes(Encoding.DER)
+    return connection.getpeercert(binary_form=True) == _first_certificate(pem)
 
 
 def delegated_context(pem: bytes, side: Side, trust: Trust) -> ssl.SSLContext:
@@ -330,6 +328,15 @@ def _build(credential: Credential, trust: Trust, side: Side, profile: Profile) -
     except OSError as error:
         raise TrustError((f"{trust.directory}: cannot be read: {error.strerror}",)) from error
     return context
+
+
+def _first_certificate(pem: bytes) -> bytes:
+    """Return the DER of the certificate that PEM text begins with, unread: stock tools make some with serial 0."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    text = pem.decode("ascii").lstrip()
+    if not text.startswith(begin) or end not in text:
+        raise ValueError("no certificate comes first")
+    return ssl.PEM_cert_to_DER_cert(text[: text.index(end)] + end)
 
 
 def _protocol(side: Side) -> ssl._SSLMethod:

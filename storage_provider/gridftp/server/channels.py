@@ -99,7 +99,7 @@ def _dcsc(session: Session, argument: str) -> None:
             raise CommandError(501, "refused: not a credential (a certificate, its key, and its chain)") from error
     else:
         raise CommandError(504, "unsupported: DCSC P and DCSC D")
-    session.control.reply(200, "OK")
+    session.control.reply(250, "OK")
 
 
 def _pasv(session: Session, _argument: str) -> None:

@@ -16,8 +16,8 @@ from storage_provider.gridftp.replies import MOST_LINE_BYTES, ReplyError, decode
 # Who does not read its replies for so long is cut off (seconds)
 SEND_SECONDS = 30.0
 _READ_BYTES = 128 * 1024
-# Commands may be sent ahead while a transfer runs; beyond this they wait in the kernel
-_MOST_AHEAD = 4096
+# Commands may be sent ahead while a transfer runs; beyond this many bytes they wait in the kernel
+_MOST_AHEAD = 512 * 1024
 _PIECE_BYTES = 8 * 1024
 # Telnet's interrupt and synch before an ABOR (RFC 959 section 4.1.3)
 _TELNET = (b"\xff\xf4", b"\xff\xf2", b"\xff\xf6")
@@ -36,7 +36,10 @@ class Control:
         # Replies are small and awaited: neither side may sit on one
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._rest = b""
-        self._lines: deque[bytes | CommandError] = deque()
+        # As they came; protected ones are opened in this order, once the session is protected
+        self._lines: deque[bytes] = deque()
+        self._opened: deque[bytes | CommandError] = deque()
+        self._ahead = 0
         self._gone = False
         self.gss: Gss | None = None
 
@@ -52,7 +55,7 @@ class Control:
     @property
     def crowded(self) -> bool:
         """Whether so much was sent ahead that no more is read for now."""
-        return self._gone or len(self._lines) >= _MOST_AHEAD
+        return self._gone or self._ahead >= _MOST_AHEAD
 
     def next_line(self, seconds: float) -> bytes:
         """Return the next command line, waiting so long for all of it.
@@ -60,14 +63,16 @@ class Control:
         Raises CommandError for a line that must be answered but cannot be read, SessionOver.
         """
         deadline = time.monotonic() + seconds
-        while not self._lines:
+        while not self._opened and not self._lines:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise SessionOver("idle")
             if self._gone:
                 raise SessionOver("closed")
             self.take(left)
-        line = self._lines.popleft()
+        line = self._opened.popleft() if self._opened else self._open(self._lines.popleft())
+        if not self._opened and not self._lines:
+            self._ahead = 0
         if isinstance(line, CommandError):
             raise line
         return line
@@ -88,15 +93,17 @@ class Control:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if max(map(len, (self._rest, *lines))) > MOST_LINE_BYTES:
             raise SessionOver("a line is too long")
-        for line in lines:
-            self._lines.append(self._read(line.removesuffix(b"\r")))
+        self._lines += [line.removesuffix(b"\r") for line in lines]
+        self._ahead += len(data)
 
     def take_abort(self) -> bool:
         """Tell whether an ABOR was sent ahead; it and what came before it are taken off."""
-        for number, line in enumerate(self._lines):
-            if isinstance(line, bytes) and line[:4].upper() == b"ABOR" and len(line) == 4:
+        while self._lines:
+            self._opened.append(self._open(self._lines.popleft()))
+        for number, line in enumerate(self._opened):
+            if isinstance(line, bytes) and line.strip().upper() == b"ABOR":
                 for _ in range(number + 1):
-                    self._lines.popleft()
+                    self._opened.popleft()
                 return True
         return False
 
@@ -130,7 +137,7 @@ class Control:
         except OSError as error:
             raise SessionOver("the peer does not read") from error
 
-    def _read(self, line: bytes) -> bytes | CommandError:
+    def _open(self, line: bytes) -> bytes | CommandError:
         if self.gss is None:
             for mark in _TELNET:
                 line = line.removeprefix(mark)

@@ -42,16 +42,16 @@ class GsiftpServer:
 
     def start(self) -> str:
         """Listen and return the base URL; raises OSError when the port is taken."""
-        family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
-        listener = socket.create_server(
-            (self._settings.host, self._settings.port), family=family, backlog=_BACKLOG, reuse_port=False
-        )
+        host = self._settings.host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        where = (host, self._settings.port)
+        listener = socket.create_server(where, family=family, backlog=_BACKLOG, dualstack_ipv6=host == "::")
         self._listener = listener
-        self.address = (self._settings.host, int(listener.getsockname()[1]))
+        self.address = (host, int(listener.getsockname()[1]))
         self._accepting = threading.Thread(target=self._accept, args=(listener,), name="gsiftp-accept", daemon=True)
         self._accepting.start()
-        host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
-        return f"gsiftp://{host}:{self.address[1]}"
+        shown = f"[{host}]" if ":" in host else host
+        return f"gsiftp://{shown}:{self.address[1]}"
 
     def stop(self) -> None:
         """Stop listening, cut every session, and wait until they have put their things away."""
@@ -104,7 +104,8 @@ class GsiftpServer:
     def serve(self, guest: _Guest) -> None:
         """Run one session (in its thread)."""
         try:
-            host = str(guest.sock.getsockname()[0])
+            # An IPv4 peer of a socket for both families (RFC 4291 section 2.5.5.2)
+            host = str(guest.sock.getsockname()[0]).removeprefix("::ffff:")
             Session(Control(guest.sock), self._shared, host=host, guest=guest).run()
         except OSError:
             pass  # the peer was gone before its session began

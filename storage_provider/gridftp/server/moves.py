@@ -117,7 +117,8 @@ def _send_file(session: Session, part: Partial) -> None:
     path = session.path(part.path)
     fd, size = session.tree.read(path)
     try:
-        source = FileSource(fd, _spans(part, size, restart, session.state.mode))
+        # Stock clients take the offsets of ERET P's blocks for those within the part
+        source = FileSource(fd, _spans(part, size, restart), origin=part.offset)
         try:
             _send(session, source, judge=lambda: session.tree.check(path, "read"))
         finally:
@@ -127,18 +128,14 @@ def _send_file(session: Session, part: Partial) -> None:
     session.control.reply(226, "Transfer complete")
 
 
-def _spans(part: Partial, size: int, restart: Restart | None, mode: str) -> tuple[Span, ...]:
-    """Return what of a file is to be sent: the part asked for, without what the peer has."""
+def _spans(part: Partial, size: int, restart: Restart | None) -> tuple[Span, ...]:
+    """Return what of a file is to be sent: the part asked for, without what the peer has (counted within the part)."""
     stop = size if part.length is None else min(size, part.offset + part.length)
-    if part.offset > size or (part.offset == size and size and part.length != 0 and part.length is not None):
+    if part.offset > size or (part.offset == size and size and part.length):
         raise Refused("the range lies outside the object")
-    wanted = Ranges.of([(part.offset, stop)] if stop > part.offset else [])
-    if restart is None:
-        return wanted.spans
-    if mode == "S":
-        return wanted.intersect(part.offset + restart.offset, size).spans if restart.offset < size else ()
-    for start, end in restart.have:
-        wanted = wanted.subtract(start, end)
+    wanted = Ranges.of([(part.offset, stop)])
+    for start, end in restart.have if restart is not None else ():
+        wanted = wanted.subtract(part.offset + start, part.offset + end)
     return wanted.spans
 
 

@@ -28,10 +28,11 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Spans of an open file; the caller closes it."""
+    """Spans of an open file; the caller closes it. The peer is told offsets as seen from `origin`."""
 
-    def __init__(self, fd: int, spans: Sequence[Span]) -> None:
+    def __init__(self, fd: int, spans: Sequence[Span], *, origin: int = 0) -> None:
         self._fd = fd
+        self._origin = origin
         self._spans = list(reversed(spans))
         self.sent = 0
 
@@ -46,7 +47,7 @@ class FileSource:
         if start + size < stop:
             self._spans.append((start + size, stop))
         self.sent += size
-        return start, size
+        return start - self._origin, size
 
 
 class TextSource:
