@@ -160,8 +160,6 @@ def _opts(session: Session, argument: str) -> None:
         options = parse_options(rest)
         if "parallelism" in options:
             session.state.parallel = min(parse_parallelism(options["parallelism"]), session.settings.streams)
-        if verb.upper() == "RETR" and "passive" in options:
-            session.state.passive_send = options["passive"] == "1"
         if verb.upper() == "STOR" and "ahead" in options:
             session.state.sent_ahead = options["ahead"] == "1"
     session.control.reply(200, "OK")

@@ -203,9 +203,7 @@ def _require_channel(session: Session, *, sending: bool) -> None:
         raise CommandError(425, "refused: PASV, EPSV, PORT or EPRT first")
     if state.mode != "E":
         return
-    if sending and not data.active and not state.passive_send:
-        # GFD.20 section 3.4.2: in mode E who sends connects; our own clients behind NAT ask for the other way
-        raise CommandError(425, "refused: mode E sends to PORT, or after OPTS RETR Passive=1;")
+    # GFD.20 section 3.4.2: in mode E who sends connects. We also let our own clients behind NAT connect and receive
     if not sending and data.active:
         raise CommandError(425, "refused: mode E receives after PASV or EPSV")
 

@@ -23,7 +23,5 @@ class State:
     size: int | None = None
     restart: Restart | None = None
     parallel: int = 1
-    passive_send: bool = False
     sent_ahead: bool = False
     rename_from: str | None = None
-    buffer_size: int = 0
