@@ -15,6 +15,7 @@ from storage_provider.gridftp.client.asking import list_objects, space_of, stat_
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.getting import Getting
 from storage_provider.gridftp.client.link import Dial, plainly
+from storage_provider.gridftp.client.pulling import Pulling
 from storage_provider.gridftp.client.session import Opening, Session
 from storage_provider.gridftp.client.sessions import Sessions
 from storage_provider.gridftp.client.staging import Staging, checksum_of
@@ -74,7 +75,8 @@ class GsiftpChannel:
         self._door = Door.parse(door)
         opening = Opening(self._door, tls, timeouts or Timeouts(), data or DataSettings(), permit, dial)
         self._sessions = Sessions(opening)
-        self._storing = Storing(self._sessions, Staging(self._door, tls.credential.dn()))
+        self._staging = Staging(self._door, tls.credential.dn())
+        self._storing = Storing(self._sessions, self._staging)
 
     @property
     def door(self) -> str:
@@ -161,8 +163,8 @@ class GsiftpChannel:
     def pull(
         self, spec: ObjectSpec, source_doors: Sequence[str], permit: str | None, *, acting_for: str | None = None
     ) -> Stored:
-        """Not yet."""
-        raise Unsupported("no third-party copies yet", door=self.door, key=spec.key)
+        """Have a source's server send straight to this door's."""
+        return Pulling(self._sessions, self._staging, spec, acting_for).run(source_doors, permit)
 
     def space(self) -> Space:
         """Ask for the space of this door's area."""

@@ -134,9 +134,13 @@ class Control:
     def _login(self) -> VerifiedChain:
         self._tls.refresh()
         gss = Gss(self._tls.context, server_side=False, host=self.door.host)
-        self.checked(self._plain())
+        greeting = self._plain()
+        if greeting.kind != 2:  # too many sessions, or a server that cannot read its own certificate: nothing about us
+            raise self.lost(f"the server does not take sessions: {fault_of(greeting, door='').detail}")
         self._send(b"AUTH GSSAPI\r\n")
-        self.checked(self._plain())
+        answer = self._plain()
+        if answer.kind != 3:
+            raise self.lost(f"the server does not know GSI's login: {fault_of(answer, door='').detail}")
         token = self._step(gss, b"")
         for _ in range(_MOST_STEPS):
             self._send(b"ADAT " + base64.b64encode(token) + b"\r\n")

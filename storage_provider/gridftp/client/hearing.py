@@ -20,6 +20,11 @@ class Hearing:
         self._begun = False
         self._ended: Reply | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the final reply has come."""
+        return self._ended is not None
+
     def __call__(self) -> None:
         """Take what has come, up to the transfer's end; replies to later commands are left."""
         while self._ended is None and self._control.ready():

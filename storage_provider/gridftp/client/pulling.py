@@ -1,0 +1,168 @@
+"""Third-party copies: we tell one server to listen and another to send; the bytes never come here.
+
+Both get the same throw-away credential for the data channel between them (DCSC P), so it is private and mutually
+authenticated, and nobody's key is delegated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from storage_provider.channel import ObjectSpec, Stored
+from storage_provider.errors import Corrupt, DoorURL, StorageError, Unreachable, Unsupported
+from storage_provider.gridftp.client.door import Door
+from storage_provider.gridftp.client.hearing import Hearing
+from storage_provider.gridftp.client.putting import stored_now
+from storage_provider.gridftp.client.session import Session
+from storage_provider.gridftp.client.sessions import Sessions
+from storage_provider.gridftp.client.staging import Staging
+from storage_provider.gridftp.markers import format_spans
+from storage_provider.ranges import Ranges
+from storage_provider.wire import SINGLE_PUT_BYTES
+
+# How long the other end may take to say why, when one end only saw the connection break
+_REASON_SECONDS = 1.0
+
+
+class SourceFault(Exception):
+    """A source cannot give the object; another one may."""
+
+    def __init__(self, error: StorageError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Pulling:
+    """The pull of one object to the door of a channel."""
+
+    def __init__(self, sessions: Sessions, staging: Staging, spec: ObjectSpec, acting_for: str | None) -> None:
+        self._sessions = sessions
+        self._staging = staging
+        self._spec = spec
+        self._acting_for = acting_for
+
+    def run(self, source_doors: Sequence[str], permit: str | None) -> Stored:
+        """Copy from the first source that can give the object; raises what the last one answered."""
+        sources = _gsiftp(source_doors)
+        if not sources:
+            raise Unsupported("a GridFTP server fetches from gsiftp doors only", key=self._spec.key)
+        last: StorageError | None = None
+        for source in sources:
+            try:
+                with self._sessions.lent(up=None) as target:
+                    return self._from(source, permit, target)
+            except SourceFault as fault:
+                last = fault.error
+            except Corrupt as error:  # a source that has rotted; another one may be sound
+                last = error
+        assert last is not None
+        raise last
+
+    def _from(self, source: Door, permit: str | None, target: Session) -> Stored:
+        target.acting(self._acting_for)
+        if not self._staging.verified(target, [self._spec])[0]:
+            self._staging.prepare(target)
+            with self._at(source, permit, target) as sender:
+                self._copy(sender, target)
+            self._staging.commit(target, self._spec)
+        return stored_now(self._spec)
+
+    @contextmanager
+    def _at(self, source: Door, permit: str | None, target: Session) -> Iterator[Session]:
+        """Log in at the source, with the target's data credential."""
+        opening = replace(self._sessions.opening, door=source, permit=permit)
+        try:
+            session = Session(opening, target.identity)
+        except StorageError as error:
+            raise SourceFault(error) from error
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _copy(self, sender: Session, target: Session) -> None:
+        spec, key = self._spec, self._spec.key
+        have = self._staging.have(target, spec) if spec.size > SINGLE_PUT_BYTES else Ranges()
+        if have.covers(0, spec.size):
+            have = Ranges()
+        rest = [f"REST {format_spans(have.spans)}"] if have else []
+        target.mode("E")
+        endpoint = target.passive_address()
+        try:
+            sender.acting(self._acting_for)
+            sender.mode("E")
+            sender.port(endpoint)
+            for command in rest:
+                sender.control.ask(command, key=key)
+        except StorageError as error:
+            raise SourceFault(error) from error
+        for command in [f"ALLO {spec.size}", *rest]:
+            target.control.ask(command, key=key)
+        target.control.send(f"STOR {self._staging.path(key)}")
+        sender.control.send(f"RETR {sender.door.object(key)}")
+        _Both(sender, target, spec).follow()
+
+
+class _Both:
+    """The two ends of a running copy."""
+
+    def __init__(self, sender: Session, target: Session, spec: ObjectSpec) -> None:
+        self._sender = sender
+        self._target = target
+        self._out = Hearing(sender.control, spec.key, sending=False)
+        self._in = Hearing(target.control, spec.key, sending=False)
+        self._patience = target.control.timeouts.verifying(spec.size)
+
+    def follow(self) -> None:
+        """Wait until both say that all is done; markers count as progress."""
+        try:
+            while not (self._out.ended and self._in.ended):
+                self._wait(self._patience)
+                self._hear_sender()
+                self._in()
+        except SourceFault:
+            self._target.control.broken = True  # it still waits for a connection, or for bytes
+            raise
+        except StorageError as error:
+            self._target.control.broken = True
+            raise self._better(error) from error
+
+    def _hear_sender(self) -> None:
+        try:
+            self._out()
+        except StorageError as error:
+            raise SourceFault(error) from error
+
+    def _better(self, error: StorageError) -> StorageError:
+        """Prefer a reason over a broken connection: the other end may know why it broke."""
+        if isinstance(error, Unreachable):
+            with contextlib.suppress(Unreachable):
+                self._wait(_REASON_SECONDS)
+            self._hear_sender()
+        return error
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until one of the two has said something."""
+        ends = [(self._sender, self._out), (self._target, self._in)]
+        waiting = [session.control for session, hearing in ends if not hearing.ended]
+        until = time.monotonic() + seconds
+        if any(control.ready() for control in waiting):
+            return
+        poll = select.poll()
+        for control in waiting:
+            poll.register(control, select.POLLIN)
+        if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise Unreachable(f"the copy made no progress within {seconds:.0f} s", door=self._target.door.url)
+
+
+def _gsiftp(doors: Sequence[str]) -> list[Door]:
+    found = []
+    for door in doors:
+        with contextlib.suppress(DoorURL):
+            found.append(Door.parse(door))
+    return found
