@@ -15,10 +15,12 @@ from storage_provider.gridftp.replies import MOST_LINE_BYTES, ReplyError, decode
 
 # Who does not read its replies for so long is cut off (seconds)
 SEND_SECONDS = 30.0
+_LINGER_SECONDS = 1.0
 _READ_BYTES = 128 * 1024
 # Commands may be sent ahead while a transfer runs; beyond this many bytes they wait in the kernel
 _MOST_AHEAD = 512 * 1024
 _PIECE_BYTES = 8 * 1024
+_MOST_HELD = 32 * 1024
 # Telnet's interrupt and synch before an ABOR (RFC 959 section 4.1.3)
 _TELNET = (b"\xff\xf4", b"\xff\xf2", b"\xff\xf6")
 
@@ -41,6 +43,7 @@ class Control:
         self._opened: deque[bytes | CommandError] = deque()
         self._ahead = 0
         self._gone = False
+        self._out = bytearray()
         self.gss: Gss | None = None
 
     def fileno(self) -> int:
@@ -78,7 +81,9 @@ class Control:
         return line
 
     def take(self, seconds: float = 0.0) -> None:
-        """Read once what has come, waiting at most so long."""
+        """Read once what has come, waiting at most so long (replies go out first, unless nothing is waited for)."""
+        if seconds:
+            self.flush()
         waiting = select.poll()
         waiting.register(self._sock, select.POLLIN)
         if not waiting.poll(seconds * 1000):
@@ -108,7 +113,7 @@ class Control:
         return False
 
     def reply(self, code: int, *lines: str) -> None:
-        """Send a reply."""
+        """Reply; it goes out with the next `flush`, so that answers to commands sent ahead travel together."""
         self._send(format_reply(code, *lines))
 
     def reply_listing(self, code: int, first: str, middle: Iterable[str], last: str) -> None:
@@ -124,18 +129,33 @@ class Control:
         piece.append(f"{code} {last}\r\n")
         self._send("".join(piece).encode("utf-8", "replace"))
 
+    def flush(self) -> None:
+        """Send the replies so far; whoever is about to wait calls it. Raises SessionOver."""
+        if not self._out:
+            return
+        held, self._out = self._out, bytearray()
+        try:
+            self._sock.sendall(held)
+        except OSError as error:
+            raise SessionOver("the peer does not read") from error
+
     def close(self) -> None:
         """Close the connection; what was sent still arrives."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SessionOver):
+            self.flush()
             self._sock.shutdown(socket.SHUT_WR)
+            # Commands sent ahead and never read would reset the connection, and the last reply with it
+            deadline = time.monotonic() + _LINGER_SECONDS
+            while (left := deadline - time.monotonic()) > 0:
+                self._sock.settimeout(left)
+                if not self._sock.recv(_READ_BYTES):
+                    break
         self._sock.close()
 
     def _send(self, reply: bytes) -> None:
-        protected = protected_reply(self.gss.wrap, reply) if self.gss is not None else reply
-        try:
-            self._sock.sendall(protected)
-        except OSError as error:
-            raise SessionOver("the peer does not read") from error
+        self._out += protected_reply(self.gss.wrap, reply) if self.gss is not None else reply
+        if len(self._out) > _MOST_HELD:
+            self.flush()
 
     def _open(self, line: bytes) -> bytes | CommandError:
         if self.gss is None:

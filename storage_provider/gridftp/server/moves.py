@@ -24,6 +24,7 @@ from storage_provider.gridftp.server.sending import FileSource, Source, TextSour
 from storage_provider.gridftp.server.stream import StreamError
 from storage_provider.gridftp.server.watch import Aborted
 from storage_provider.ranges import Ranges, Span
+from storage_provider.wire import SINGLE_PUT_BYTES
 from storage_provider.writing import Writing
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def _take(session: Session, writing: Writing, path: str, *, start: int, size: in
     except BaseException:
         session.data.reset()  # where its connections stand is unknown
         raise
+    if writing.received.total > SINGLE_PUT_BYTES:
+        session.control.flush()  # verifying it may take a while
     writing.commit()
     session.control.reply(226, "Transfer complete")
 

@@ -116,6 +116,7 @@ class Session:
 
     def stopped(self) -> bool:
         """Tell, during long work without a transfer, whether nobody waits for its answer any more."""
+        self.control.flush()
         if not self.control.crowded:
             self.control.take()
         return self.control.gone

@@ -55,10 +55,12 @@ class Watch:
         if now - self._marked >= MARKER_SECONDS:
             self._marked = now
             self._mark()
+        self._control.flush()
         self._look_at_control()
 
     def wait(self, readers: Iterable[Stream], writers: Iterable[Stream] = ()) -> Stream | None:
         """Wait until something can go on, at most to the next tick; returns a new connection when there is one."""
+        self._control.flush()
         waiting = select.poll()
         for stream in readers:
             waiting.register(stream, select.POLLIN)
