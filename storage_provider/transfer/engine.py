@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from certs.log import get_log
 from storage_provider.channel import Channel, ObjectSpec, Space, Stored
 from storage_provider.errors import (
     Cancelled,
@@ -27,9 +28,11 @@ from storage_provider.keys import object_key
 from storage_provider.transfer.fetch import Blame, Caller, Fetch, Patience, Source
 from storage_provider.transfer.landing import Landing
 from storage_provider.transfer.plan import Limits
-from storage_provider.transfer.route import FIRST_REST, DoorHealth, Doors, Route
+from storage_provider.transfer.route import FIRST_REST, DoorChange, DoorHealth, Doors, Route
 
 __all__ = ["Blame", "DoorHealth", "Doors", "Engine", "Fetched", "Limits", "Patience", "Source", "ignore_blame"]
+
+log = get_log()
 
 T = TypeVar("T")
 _ASK_SECONDS = 0.1
@@ -45,6 +48,11 @@ class Fetched:
     sha256: str
     served: tuple[tuple[str, int], ...]
     blames: tuple[Blame, ...]
+
+
+def _log_change(change: DoorChange) -> None:
+    tell = log.info if change.back else log.warning
+    tell("door changed", se=change.se, was=change.was, now=change.now, why=change.why)
 
 
 def _space(channel: Channel) -> Space | None:
@@ -93,7 +101,7 @@ class Engine:
         self._factory = open_channel
         self._limits = limits or Limits()
         self._patience = patience or Patience()
-        self._route = route or Route()
+        self._route = route or Route(on_change=_log_change)
         self._on_blame = on_blame
         self._channels: dict[str, Channel] = {}
         self._lock = threading.Lock()

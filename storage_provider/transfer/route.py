@@ -15,10 +15,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from certs.log import get_log
-
-log = get_log()
-
 SCHEMES = ("gsiftp", "sftp", "https")
 """The kinds of door, best first: GridFTP moves many objects over few connections, SFTP passes most firewalls."""
 
@@ -60,6 +56,21 @@ class DoorHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class DoorChange:
+    """Work of an element goes by another door from now on; `back`: a preferred one, since that answers again."""
+
+    se: str
+    was: str
+    now: str
+    why: str
+    back: bool
+
+
+def _unheard(change: DoorChange) -> None:
+    """Be the default of `on_change`."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Door:
     failures: int = 0
     rests_until: float = 0.0
@@ -70,10 +81,16 @@ class _Door:
 
 
 class Route:
-    """Remembers what failed and why; thread-safe; never waits."""
+    """Remembers what failed and why; thread-safe; never waits. `on_change` hears once of each change of door."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_change: Callable[[DoorChange], None] = _unheard,
+    ) -> None:
         self.clock = clock
+        self._on_change = on_change
         self._lock = threading.Lock()
         self._doors: dict[tuple[str, str], _Door] = {}
         self._in_use: dict[str, str] = {}
@@ -164,14 +181,16 @@ class Route:
         return (*working, *(url for _, _, url in others))
 
     def _use(self, doors: Doors, url: str) -> None:
-        """Log, once, that work goes by another door from now on, and why."""
+        """Tell, once, that work goes by another door from now on, and why."""
         was = self._in_use.get(doors.se, doors.urls[0])
         self._in_use[doors.se] = url
         if url == was:
             return
+        failed = self._door(doors.se, was)
         if was not in doors.urls:
-            log.info("door changed", se=doors.se, was=was, now=url, why="the element has other doors")
-        elif self._door(doors.se, was).failures:
-            log.warning("door changed", se=doors.se, was=was, now=url, why=self._door(doors.se, was).last_error)
+            why, back = "the element has other doors", True
+        elif failed.failures:
+            why, back = failed.last_error or "no answer", False
         else:
-            log.info("door changed", se=doors.se, was=was, now=url, why="the preferred door answers again")
+            why, back = "the preferred door answers again", True
+        self._on_change(DoorChange(doors.se, was, url, why, back))

@@ -27,7 +27,7 @@ from catalog.wire import (
 from storage_provider.channel import ObjectSpec, Space, Stored
 from storage_provider.errors import Cancelled, NoSpace, NotFound, Unreachable
 from storage_provider.transfer.engine import Fetched, Source
-from storage_provider.transfer.route import Doors
+from storage_provider.transfer.route import DoorHealth, Doors
 
 
 def element(name: str, site: str = "a", state: str = "active") -> StorageElement:

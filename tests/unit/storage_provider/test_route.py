@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from storage_provider.transfer import route
-from storage_provider.transfer.route import FIRST_REST, HOPE_WITHIN, LONGEST_REST, Doors, Route
+from storage_provider.transfer.route import (
+    FIRST_REST,
+    HOPE_WITHIN,
+    LONGEST_REST,
+    DoorChange,
+    Doors,
+    Route,
+    by_preference,
+)
 
 SE = Doors("se1", ("a://1", "b://1", "c://1"))
 ONLY = Doors("se1", ("a://1",))
@@ -24,7 +31,8 @@ class Line:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.route = Route(clock=self.clock)
+        self.changes: list[DoorChange] = []
+        self.route = Route(clock=self.clock, on_change=self.changes.append)
 
     def failed(self, url: str, *, doors: Doors = SE, began: float | None = None, why: str = "refused") -> None:
         self.clock.now += 0.001
@@ -119,30 +127,22 @@ def test_health_tells_every_door(line: Line) -> None:
     assert not any(door.in_use for door in line.route.health(SE))
 
 
-class Told:
-    """A logger that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.changes: list[tuple[str, str, str, str]] = []
-
-    def info(self, event: str, *, se: str, was: str, now: str, why: str) -> None:
-        self.changes.append((event, was, now, why))
-
-    warning = info
-
-
-def test_a_change_is_told_once_and_so_is_the_way_back(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    monkeypatch.setattr(route, "log", told)
+def test_a_change_is_told_once_and_so_is_the_way_back(line: Line) -> None:
     line.worked("a://1")
     line.failed("a://1", why="connection refused")
-    assert not told.changes  # nothing is there yet to change to
+    assert not line.changes  # nothing is there yet to change to
     for _ in range(5):
         line.worked("b://1")
-    assert told.changes.pop() == ("door changed", "a://1", "b://1", "connection refused")
+    assert line.changes.pop() == DoorChange("se1", "a://1", "b://1", "connection refused", back=False)
     line.worked("a://1")
     line.worked("a://1")
-    assert told.changes.pop() == ("door changed", "b://1", "a://1", "the preferred door answers again")
+    why = "the preferred door answers again"
+    assert line.changes.pop() == DoorChange("se1", "b://1", "a://1", why, back=True)
     line.worked("x://1", doors=Doors("se1", ("x://1",)))
-    assert told.changes.pop() == ("door changed", "a://1", "x://1", "the element has other doors")
-    assert not told.changes
+    assert line.changes.pop() == DoorChange("se1", "a://1", "x://1", "the element has other doors", back=True)
+    assert not line.changes
+
+
+def test_doors_sort_by_their_kind() -> None:
+    doors = ("https://a/", "sftp://b/", "x://c/", "gsiftp://d/", "sftp://a/", "https://a/")
+    assert by_preference(doors) == ("gsiftp://d/", "sftp://b/", "sftp://a/", "https://a/", "x://c/")
