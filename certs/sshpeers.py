@@ -52,6 +52,7 @@ class SshPeers:
         self._deep_at = time.monotonic()
         self._listing: Listing = _listing(directory)
         self._by_key = _read(self._listing, directory)
+        self.generation = 0
 
     @property
     def trust(self) -> Trust:
@@ -74,9 +75,7 @@ class SshPeers:
                 (f"no certificate for this SSH key; put its owner's NAME.cert.pem into {self._directory}",)
             )
         self._trust.reload_if_changed()
-        refused = [each.path.name for each in found if self._trust.is_revoked(each.certs)]
-        if refused:
-            raise TrustError((f"the certificate of this SSH key is revoked ({', '.join(refused)})",))
+        self._refuse_revoked(found)
         reasons: list[str] = []
         for each in found:
             try:
@@ -84,6 +83,12 @@ class SshPeers:
             except TrustError as error:
                 reasons += error.reasons
         raise TrustError(tuple(dict.fromkeys(reasons)))
+
+    def judge_file(self, found: Found) -> VerifiedChain:
+        """Return the verified chain of one of `certificates`, judged as `judge` does. Raises TrustError."""
+        self._trust.reload_if_changed()
+        self._refuse_revoked(self._by_key.get(key_blob(found.certs[0].public_key()), ()))
+        return self._trust.judge(found.pem)
 
     def host(self, key: bytes | str, host: str) -> VerifiedChain:
         """Return the verified chain behind a host key; its certificate must name ``host``. Raises TrustError."""
@@ -117,7 +122,13 @@ class SshPeers:
             if listing == self._listing and all(signature for _name, signature in listing):
                 return False
             self._listing, self._by_key = listing, _read(listing, self._directory)
+            self.generation += 1
             return True
+
+    def _refuse_revoked(self, found: tuple[Found, ...]) -> None:
+        revoked = [each.path.name for each in found if self._trust.is_revoked(each.certs)]
+        if revoked:
+            raise TrustError((f"the certificate of this SSH key is revoked ({', '.join(revoked)})",))
 
 
 class KnownHosts:
