@@ -1,13 +1,7 @@
-"""The rig over a stock GridFTP server (GCT): its data ports behind faulty wires as well.
-
-The door leads to a wire in front of the control port, and the channel dials its data connections through a wire for
-each port that the server names (GCT listens for data on every address, so nothing else could stand in its place).
-"""
+"""The rig over a stock GridFTP server (GCT), control and data ports behind faulty wires."""
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,46 +10,14 @@ from certs.tls import client_context
 from storage_provider.channel import Channel, ObjectSpec
 from storage_provider.gridftp.client.channel import FOREIGN, GsiftpChannel
 from storage_provider.timeouts import Timeouts
-from tests.conformance.faulty_wire import FaultyWire, Mood
+from tests.conformance.faulty_wire import Mood
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import TIMEOUT, Declared, write
+from tests.conformance.wires import Wires
 from tests.helpers import gct
 from tests.helpers.pki import SiteHome
 
 HOST = "127.0.0.1"
-
-
-class Wires:
-    """A wire for the control port, and one for each data port that is asked for, all in one mood."""
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.control = FaultyWire(target)
-        self.data: dict[int, FaultyWire] = {}
-        self._mood = Mood()
-        self._lock = threading.Lock()
-
-    def dial(self, endpoint: tuple[str, int], seconds: float) -> socket.socket:
-        """Connect to a data port of the far side through a wire."""
-        with self._lock:
-            wire = self.data.get(endpoint[1])
-            if wire is None:
-                wire = self.data[endpoint[1]] = FaultyWire((self.control.target[0], endpoint[1]))
-                wire.set(self._mood)
-        return socket.create_connection((wire.host, wire.port), seconds)
-
-    def set(self, mood: Mood) -> None:
-        with self._lock:
-            self._mood = mood
-            for wire in (self.control, *self.data.values()):
-                wire.set(mood)
-
-    def drop_all(self) -> None:
-        for wire in (self.control, *self.data.values()):
-            wire.drop_all()
-
-    def close(self) -> None:
-        for wire in (self.control, *self.data.values()):
-            wire.close()
 
 
 class GctRig:
@@ -85,8 +47,7 @@ class GctRig:
         self.wires.drop_all()
 
     def refuse(self) -> None:
-        self.wires.control.refuse()
-        self.wires.drop_all()
+        self.wires.refuse()
 
     def silence(self) -> None:
         self.wires.set(Mood(silent=True))

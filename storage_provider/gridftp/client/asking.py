@@ -46,7 +46,10 @@ def list_objects(session: Session, prefix: str) -> Iterator[Stat]:
 
 def space_of(session: Session) -> Space:
     """Ask one of our servers for the space of the door's area."""
-    found = {name: int(number) for name, number in _SPACE.findall(session.control.ask("SITE SPACE").text)}
+    found = {
+        name: int(number)
+        for name, number in _SPACE.findall(session.control.ask(f"SITE SPACE {session.door.path}").text)
+    }
     if len(found) != 3:
         raise Faulty("the answer to SITE SPACE is not complete", door=session.door.url)
     return Space(**found)

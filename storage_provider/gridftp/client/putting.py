@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage_provider.channel import ObjectSpec, Put, Stored
-from storage_provider.errors import LocalFault, StorageError
+from storage_provider.errors import Corrupt, LocalFault, StorageError
 from storage_provider.gridftp.blocks import HEADER_BYTES, block_header, end_of_data
 from storage_provider.gridftp.client.hearing import Hearing
 from storage_provider.gridftp.client.session import Session
@@ -147,15 +147,15 @@ def _send_spans(session: Session, sending: Sending, hearing: Hearing) -> None:
 class Flight:
     """Small objects over a data connection that is up: commands and bytes go out while answers come in.
 
-    `run` yields each put with its outcome. It raises OutOfStep when a transfer was refused (its bytes were read by
-    nobody), StorageErrors when the connection is lost; `left` then holds the puts without an outcome.
+    `run` yields each put with its outcome. It raises OutOfStep when a transfer was refused whose bytes were perhaps
+    read by nobody, StorageErrors when the connection is lost; puts without an outcome must then be tried again.
     """
 
     def __init__(self, session: Session, staging: Staging, puts: list[Put]) -> None:
         self._session = session
         self._staging = staging
         self._own = staging.door.own
-        self.left: dict[str, Put] = {put.spec.key: put for put in puts}
+        self._puts = puts
         self._asked: deque[tuple[str, Put]] = deque()
         self._begun = False
         self._ahead_bytes = 0
@@ -165,7 +165,8 @@ class Flight:
         """Send all; yields as answers come."""
         assert self._session.link is not None
         self._session.moving = True
-        for put in list(self.left.values()):
+        self._announce(True)
+        for put in self._puts:
             try:
                 with opened(put) as local:
                     frame = local.frame(put.spec)
@@ -182,7 +183,13 @@ class Flight:
             self._answer(self._session.control.reply(self._patience))
             yield from self._finished()
         yield from self._finished()
+        self._announce(False)
         self._session.moving = False
+
+    def _announce(self, ahead: bool) -> None:
+        """Tell our own servers that bytes come before the answer: those of a refused object are then read away."""
+        if self._own:
+            self._session.control.ask(f"OPTS STOR Ahead={int(ahead)};")
 
     @property
     def _patience(self) -> float:
@@ -224,8 +231,8 @@ class Flight:
         try:
             self._session.control.checked(reply, put.spec.key)
         except StorageError as error:
-            # Refused before it began, or not for its digest: who knows which bytes were read
-            if not begun or error.problem_type != "corrupt" or not self._own:
+            # Our servers take a refused object's bytes off the connection, and those of a wrong one have all come
+            if not self._own or (begun and not isinstance(error, Corrupt)):
                 raise OutOfStep from error
             self._finish(put, error)
 
@@ -250,7 +257,6 @@ class Flight:
         self._finish(put, stored_now(put.spec))
 
     def _finish(self, put: Put, outcome: Stored | StorageError) -> None:
-        self.left.pop(put.spec.key, None)
         self._done.append((put, outcome))
 
     def _finished(self) -> Iterator[tuple[Put, Stored | StorageError]]:
