@@ -217,7 +217,9 @@ class Control:
         return chain
 
     def _plain(self) -> Reply:
-        return self.final()
+        reply = self.final()
+        self.owed = 0  # before the log-in nothing is sent ahead, and it is not counted
+        return reply
 
     def _token(self, reply: Reply) -> bytes:
         try:
