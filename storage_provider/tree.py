@@ -18,7 +18,7 @@ from certs.permit import Permit
 from storage_provider.access import Verb
 from storage_provider.channel import ObjectSpec, Space, Stat
 from storage_provider.checksum import blocks
-from storage_provider.errors import Cancelled, Denied, NotFound, Refused
+from storage_provider.errors import Cancelled, Denied, NotFound, Refused, StorageError
 from storage_provider.keys import parse_key
 from storage_provider.parts import PartStat
 from storage_provider.paths import Place, parse_path
@@ -115,6 +115,10 @@ class Tree:
     def sent(self, path: str, count: int) -> None:
         """Count bytes that the door has sent of an object."""
         self._service.metrics.sent.labels(parse_path(path).area).inc(count)
+
+    def refused(self, error: StorageError) -> None:
+        """Count a refusal that the door answers with."""
+        self._service.metrics.refused.labels(error.problem_type).inc()
 
     def write(self, path: str, *, size: int | None = None, fresh: bool = False) -> Writing:
         """Open an object or an own part for writing; NoSpace when there is no room for `size`.

@@ -80,6 +80,7 @@ class SftpServer:
         ready.wait()
         if failed:
             self._thread.join()
+            self._thread = None
             raise LocalFault(f"the SFTP server cannot listen: {failed[0]}") from failed[0]
         host = self._settings.advertise or self.address[0]
         return f"sftp://{f'[{host}]' if ':' in host else host}:{self.address[1]}"

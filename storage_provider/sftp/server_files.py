@@ -112,6 +112,7 @@ class SftpFiles:
                 raise Unsupported("this server has no such request")
             return verb(request)
         except StorageError as error:
+            self._tree.refused(error)
             code = _CODES.get(type(error), Code.FAILURE)
             return packets.status(request.ident, code, f"{error.problem_type}: {error.detail}")
 
@@ -191,7 +192,7 @@ class SftpFiles:
         found, offset, length = self._at(request), request.u64(), request.u32()
         if found.fd < 0:
             raise Refused("not open for reading")
-        self._judge(found, "read")
+        self._judge(found)
         if offset >= found.size:
             return packets.status(request.ident, Code.EOF)
         try:
@@ -213,11 +214,16 @@ class SftpFiles:
         found.writing.write(offset, block)
         return packets.status(request.ident, Code.OK)
 
-    def _judge(self, found: _Open, verb: str) -> None:
+    def _judge(self, found: _Open) -> None:
+        """Judge the rights to what is open again, when that was not done within the last second."""
         now = time.monotonic()
-        if now - found.judged > JUDGE_SECONDS:
+        if now - found.judged <= JUDGE_SECONDS:
+            return
+        if found.nodes is not None:
+            self._tree.entries(found.path)
+        else:
             self._tree.check(found.path, "write" if parse_path(found.path).kind == "part" else "read")
-            found.judged = now
+        found.judged = now
 
     # -- names --------------------------------------------------------------------------------------------------
 
@@ -244,17 +250,11 @@ class SftpFiles:
         found = self._at(request)
         if found.nodes is None:
             raise Refused("not a directory")
-        self._judge_list(found)
+        self._judge(found)
         nodes = list(itertools.islice(found.nodes, _NAMES_AT_ONCE))
         if not nodes:
             return packets.status(request.ident, Code.EOF)
         return packets.names(request.ident, [(node.name, _line(node), _attributes(node)) for node in nodes])
-
-    def _judge_list(self, found: _Open) -> None:
-        now = time.monotonic()
-        if now - found.judged > JUDGE_SECONDS:
-            self._tree.entries(found.path)
-            found.judged = now
 
     def _realpath(self, request: Request) -> bytes:
         path = self._path(request)

@@ -24,6 +24,7 @@ from storage_provider.errors import Denied
 from storage_provider.service import StorageService
 from storage_provider.sftp.server_files import Claims, SftpFiles
 from storage_provider.sftp.server_session import SftpSession
+from storage_provider.sftp.server_tuning import tune
 from storage_provider.sftp.settings import SftpSettings
 from storage_provider.tree import Tree
 
@@ -64,16 +65,23 @@ class Doorkeeper:
     settings: SftpSettings
     pool: ThreadPoolExecutor
 
-    def peer(self, key: bytes, claims: Claims) -> tuple[Peer, Permit | None]:
-        """Return who holds a key by now, with the permit it has shown; TrustError, or Denied for a bad permit."""
-        peer = peer_of_chain(self.peers.judge(key), self.gridmap)
-        if claims.acting_for:
-            peer = replace(peer, acting_for=effective_actor(peer, claims.acting_for))
-        if not claims.permit:
-            return peer, None
+    def mark(self) -> tuple[int, int, int]:
+        """Return what changes when any of the files that identities rest on does (three stats)."""
+        self.peers.reload_if_changed()
+        self.peers.trust.reload_if_changed()
+        self.gridmap.reload_if_changed()
+        return self.peers.generation, self.peers.trust.generation, self.gridmap.generation
+
+    def identify(self, key: bytes) -> tuple[Peer, float]:
+        """Return who holds a key by now, and until when that stands while `mark` stays the same; raises TrustError."""
+        chain = self.peers.judge(key)
+        return peer_of_chain(chain, self.gridmap), self.peers.trust.good_until(chain)
+
+    def permit(self, token: str) -> Permit:
+        """Return the permit that a token is, checked now; raises Denied."""
         try:
-            return peer, verify(
-                claims.permit,
+            return verify(
+                token,
                 self.peers.trust,
                 signer_allowed=self._signs_permits,
                 se=self.service.name,
@@ -136,6 +144,7 @@ class Login(asyncssh.SSHServer):
         self._connection: asyncssh.SSHServerConnection | None = None
         self._key = b""
         self._tried = 0
+        self._known: tuple[tuple[int, int, int], Peer, float] | None = None
         self._sessions: set[SftpSession] = set()
         self.address = ""
         self.admitted = False
@@ -152,9 +161,7 @@ class Login(asyncssh.SSHServer):
             log.warning("sftp_refused", reason="too many connections", address=self.address)
             conn.abort()
             return
-        # asyncssh does not pass the socket's back-pressure on. These are asyncio's own callbacks of the connection
-        setattr(conn, "pause_writing", self._pause)  # noqa: B010
-        setattr(conn, "resume_writing", self._resume)  # noqa: B010
+        tune(conn, pause=self._pause, resume=self._resume)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end."""
@@ -200,7 +207,7 @@ class Login(asyncssh.SSHServer):
             SftpFiles(tree, claims, most_handles=self._keeper.settings.open_files),
             self._keeper.pool,
             touched=self.touch,
-            settled=self._settled,
+            settled=self.end_if_refused,
             ended=self._sessions.discard,
         )
         self._sessions.add(session)
@@ -225,7 +232,7 @@ class Login(asyncssh.SSHServer):
     def judge(self) -> None:
         """Look again at who this is (disk: in the pool); a refusal ends the connection."""
         try:
-            self._keeper.peer(self._key, Claims())
+            self._peer()
         except TrustError as error:
             self.refused = str(error)
 
@@ -241,15 +248,22 @@ class Login(asyncssh.SSHServer):
         if self.refused:
             self.end(self.refused)
 
-    def _settled(self) -> None:
-        self.end_if_refused()
-
     def _identify(self, claims: Claims) -> tuple[Peer, Permit | None]:
         try:
-            return self._keeper.peer(self._key, claims)
+            peer = self._peer()
         except TrustError as error:
             self.refused = str(error)
             raise Denied(str(error)) from error
+        if claims.acting_for:
+            peer = replace(peer, acting_for=effective_actor(peer, claims.acting_for))
+        return peer, self._keeper.permit(claims.permit) if claims.permit else None
+
+    def _peer(self) -> Peer:
+        """Return who this is by now; judged anew when a file has changed or a date has passed."""
+        mark = self._keeper.mark()
+        if self._known is None or self._known[0] != mark or time.time() >= self._known[2]:
+            self._known = (mark, *self._keeper.identify(self._key))
+        return self._known[1]
 
     def _pause(self) -> None:
         for session in self._sessions:

@@ -66,6 +66,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._reading = True
         self._blocked: set[str] = set()
         self._eof = False
+        self._over = False
         self._lost = False
 
     # -- what asyncssh calls ------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """Take bytes of the client."""
-        if self._lost or self._eof:
+        if self._over or self._eof:
             return
         self._touched()
         try:
@@ -120,7 +121,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: the files are closed once the batch under way is done."""
-        self._lost = True
+        self._lost = self._over = True
         self._waiting.clear()
         self._held.clear()
         if not self._working:
@@ -147,7 +148,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         return self._working
 
     def _work_on(self) -> None:
-        if self._working or self._held or self._lost or not self._waiting:
+        if self._working or self._held or self._over or not self._waiting:
             return
         batch: list[Request] = []
         room = BATCH_BYTES
@@ -172,7 +173,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         answers: list[bytes] = []
         try:
             for request in batch:
-                if self._lost:
+                if self._over:
                     break
                 answers.append(self._files.answer(request))
         except BadPacket as error:
@@ -187,6 +188,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         outcome = future.result()
         if self._lost:
             self._close_files()
+        if self._over:
             return
         self._touched()
         if outcome.broken:
@@ -203,17 +205,19 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _send(self, answers: list[bytes]) -> None:
         # In one piece: each write to the channel costs packets of its own
-        if answers and not self._lost:
+        if answers and not self._over:
             self._channel.write(b"".join(answers))
 
     def _finish_if_done(self) -> None:
-        if self._eof and not (self._lost or self._working or self._waiting or self._held):
+        if self._eof and not (self._over or self._working or self._waiting or self._held):
+            self._over = True
             self._channel.exit(0)
 
     def _break(self, reason: str) -> None:
         log.warning("sftp_session_broken", reason=reason)
+        self._over = True
         self._waiting.clear()
-        self._eof = True
+        self._held.clear()
         self._channel.exit(1)
 
     def _close_files(self) -> None:
