@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("main_job", "find", "catalog_queries")
+NAMES = ("main_job", "find", "catalog_queries", "channels")
 
 
 def run(names: list[str]) -> int:
