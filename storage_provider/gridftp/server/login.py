@@ -84,6 +84,8 @@ class Login:
             answer = gss.step(token)
             # What follows the handshake in the same token (TLS 1.3): the byte that says whether a proxy is delegated
             flag = gss.unwrap(b"") if gss.established else b""
+            if not answer and not gss.established:
+                raise GssError("the token is no flight of a handshake")
         else:
             answer, flag = b"", gss.unwrap(token)
         if flag[:1] == DELEGATION:

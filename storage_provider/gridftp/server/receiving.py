@@ -42,6 +42,7 @@ def receive_stream(watch: Watch, data: DataPath, write: Write, scratch: Scratch,
                 watch.moved()
                 watch.tick()
             if stream.ended and stream.secure:
+                stream.farewell()
                 return not stream.ragged
         watch.wait(data.streams)
 

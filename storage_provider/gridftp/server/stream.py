@@ -22,6 +22,7 @@ _PLAIN_BYTES = 1024 * 1024 + 4096
 SLICE_BYTES = 256 * 1024
 # Bytes taken from one stream before the others, the markers and the control connection get their turn
 _TURN_BYTES = 4 * 1024 * 1024
+_SMALL_BYTES = 16 * 1024
 _DRAIN_BYTES = 64 * 1024
 
 
@@ -199,6 +200,9 @@ class Stream:
             raise StreamError("the data connection was cut") from error
         if count:
             self._incoming.write(raw[:count])
+            if count < _SMALL_BYTES:
+                # A sender with Nagle's algorithm holds its next block until this one is acknowledged
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         else:
             self._incoming.write_eof()
         return True

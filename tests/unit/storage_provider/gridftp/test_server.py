@@ -1,0 +1,601 @@
+"""Our GridFTP server, asked by a bare client: what goes through, what is refused, what is left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from certs.config import IdentityConfig
+from certs.credential import Credential
+from certs.permit import Permit, sign
+from certs.tls import pinned_context
+from storage_provider.gridftp import dcsc
+from storage_provider.gridftp.addresses import format_eprt, format_port
+from storage_provider.gridftp.blocks import block_header, end_of_data
+from storage_provider.gridftp.facts import parse_entry
+from storage_provider.gridftp.gss import GssError
+from storage_provider.gridftp.replies import Reply
+from storage_provider.gridftp.settings import GsiftpSettings
+from tests.helpers.gsiftp import CREDENTIAL, OwnServer, Raw, fds, path_of, serving, settled
+from tests.helpers.pki import SiteHome, fresh_site, other_site, site
+
+__all__ = ["fresh_site", "other_site", "site"]
+
+SMALL = random.Random(1).randbytes(200_000)
+BIG = random.Random(2).randbytes(9_500_000)
+ZEROS = "0" * 64
+
+
+@pytest.fixture
+def door(site: SiteHome, tmp_path: Path) -> Iterator[OwnServer]:
+    with serving(site.storage(), tmp_path / "se1") as server:
+        yield server
+        assert settled(), "a session did not end"
+
+
+@pytest.fixture
+def raw(door: OwnServer, site: SiteHome) -> Iterator[Raw]:
+    with Raw(door.address) as client:
+        yield client.login(site.gateway()).private()
+
+
+def check(reply: Reply, code: int, word: str = "") -> None:
+    assert reply.code == code and reply.text.startswith(word), reply
+
+
+def refused(client: Raw, identity: IdentityConfig) -> bool:
+    """Whether the server lets this identity in; the refusal is TLS's alert in a token, 535, or the end."""
+    try:
+        client.login(identity)
+    except (GssError, AssertionError, ConnectionError) as error:
+        return "535" in str(error) or "alert" in str(error) or isinstance(error, ConnectionError)
+    return False
+
+
+# -- the way in --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_but_the_way_in_before_authentication(door: OwnServer) -> None:
+    with Raw(door.address) as client:
+        for verb in ("FEAT", "PASV", "STOR x", "RETR x", "MLST /", "USER a", "PASS b", "SITE HELP", "ENC AAAA"):
+            client.must(verb, 530)
+        client.must("ADAT AAAA", 503)
+        client.must("AUTH TLS", 504)
+        client.must("NOOP", 200)
+        client.must("QUIT", 221)
+
+
+def test_junk_in_the_handshake_is_refused_and_ends_the_session(door: OwnServer) -> None:
+    with Raw(door.address) as client:
+        client.must("AUTH GSSAPI", 334)
+        client.must("ADAT !!!", 501)
+        client.must("ADAT QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=", 535)
+        with pytest.raises(ConnectionError):
+            client.reply()
+
+
+def test_another_authority_and_a_revoked_party_are_refused(
+    fresh_site: SiteHome, other_site: SiteHome, tmp_path: Path
+) -> None:
+    revoked = fresh_site.host("leaver", "gateway")
+    fresh_site.revoke(revoked)
+    with serving(fresh_site.storage(), tmp_path / "se1") as door:
+        for identity in (revoked, other_site.gateway()):
+            with Raw(door.address) as client:
+                assert refused(client, identity.model_copy(update={"trust": fresh_site.trust}))
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_without_a_current_crl_nobody_comes_in(
+    site: SiteHome, fresh_site: SiteHome, tmp_path: Path, stale: bool
+) -> None:
+    with serving(fresh_site.storage(), tmp_path / "se1") as door:
+        with Raw(door.address) as client:
+            client.login(site.gateway())
+            if stale:
+                fresh_site.put_crl(ends=datetime.now(UTC) - timedelta(minutes=1))
+            else:
+                fresh_site.drop_crls()
+            check(client.ask("NOOP"), 421, "denied")  # nor does anybody stay
+        with Raw(door.address) as client:
+            assert refused(client, site.gateway())  # whose own CRLs are current
+
+
+def test_commands_in_clear_are_not_taken_after_the_handshake(raw: Raw) -> None:
+    raw.raw(b"DELE /areas/main/objects\r\n")
+    check(raw.reply(), 533, "denied")
+    raw.must("NOOP", 200)
+
+
+def test_features_help_and_where_one_is(raw: Raw) -> None:
+    features = raw.must("FEAT", 211).lines
+    assert any(line.strip() == "DGIS 1" for line in features)
+    assert "DCSC" in raw.must("SITE HELP", 214).text
+    raw.must("CWD /areas/main", 250)
+    raw.must("CWD ..", 250)
+    assert '"/areas"' in raw.must("PWD", 257).text
+    raw.must("CWD /etc", 550)
+    check(raw.ask("XYZ"), 500)
+    check(raw.ask("SITE EXEC x"), 504)
+
+
+# -- clear data is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weak", ["PROT C", "PROT S", "DCAU N"])
+@pytest.mark.parametrize("verb", ["PASV", "EPSV", "SPAS", "PORT 127,0,0,1,200,1", "RETR x", "STOR x", "MLSD /"])
+def test_clear_data_is_refused(raw: Raw, weak: str, verb: str) -> None:
+    raw.must(weak, 200)
+    check(raw.ask(verb), 534, "denied")
+
+
+def test_without_a_credential_no_data_flows(door: OwnServer, site: SiteHome) -> None:
+    with Raw(door.address) as client:
+        client.login(site.gateway())
+        client.must("PROT P", 200)
+        check(client.ask("PASV"), 534, "denied")
+        check(client.ask("PORT 127,0,0,1,200,1"), 534, "denied")
+        check(client.ask("DCSC P QUJD"), 501, "refused")
+        check(client.ask("DCSC X"), 504)
+
+
+def test_a_port_of_another_service_is_no_data_port(raw: Raw) -> None:
+    check(raw.ask("PORT 127,0,0,1,0,22"), 504, "refused")
+
+
+def test_who_holds_no_credential_of_the_session_gets_and_gives_nothing(door: OwnServer, raw: Raw) -> None:
+    path = door.put(SMALL)
+    endpoint = raw.passive()
+    raw.send(f"RETR {path}")
+    check(raw.reply(), 150)
+    stranger = raw.connect(endpoint, dcsc.make().pem)
+    with pytest.raises((ssl.SSLError, OSError)):
+        stranger.do_handshake()
+        assert stranger.recv(1) == b""
+        raise ConnectionError
+    honest = raw.connect(endpoint)
+    honest.do_handshake()
+    assert raw.gather([honest]) == SMALL
+
+
+# -- objects in ---------------------------------------------------------------------------------------------------
+
+
+def test_objects_go_in_verified_and_come_out(door: OwnServer, raw: Raw) -> None:
+    for data in (SMALL, b"", BIG):
+        check(raw.store(path_of(data), data), 226)
+        assert raw.fetch(f"RETR {path_of(data)}") == data
+    assert len(door.objects()) == 3 and door.leftovers() == []
+    # once more: nothing is stored twice, and it is verified again
+    check(raw.store(path_of(SMALL), SMALL), 226)
+    assert len(door.objects()) == 3
+
+
+def test_wrong_bytes_leave_nothing_and_the_session_goes_on(door: OwnServer, raw: Raw) -> None:
+    check(raw.store(path_of(SMALL), b"x" * len(SMALL)), 550, "corrupt")
+    check(raw.store(path_of(SMALL), SMALL[:-1]), 550, "corrupt")
+    assert door.objects() == [] and door.leftovers() == []
+    check(raw.store(path_of(SMALL), SMALL), 226)
+
+
+def test_more_than_announced_and_no_room_are_refused(site: SiteHome, tmp_path: Path) -> None:
+    with serving(site.storage(), tmp_path / "se1", quota=300_000) as door, Raw(door.address) as client:
+        client.login(site.gateway()).private()
+        check(client.store(path_of(BIG), BIG), 452, "no-space")
+        endpoint = client.passive()
+        client.send("ALLO 10", f"STOR {path_of(SMALL)}")
+        check(client.reply(), 200)
+        check(client.reply(), 150)
+        stream = client.connect(endpoint)
+        stream.do_handshake()
+        stream.sendall(block_header(1000, 0) + SMALL[:1000])
+        check(client.final(), 550, "refused")
+        check(client.store(path_of(SMALL), SMALL), 226)
+        assert len(door.objects()) == 1 and door.leftovers() == []
+
+
+def test_many_streams_in_any_order(door: OwnServer, raw: Raw) -> None:
+    endpoint = raw.passive()
+    raw.send(f"ALLO {len(BIG)}", f"STOR {path_of(BIG)}")
+    check(raw.reply(), 200)
+    check(raw.reply(), 150)
+    links = [raw.connect(endpoint) for _ in range(4)]
+    for each in links:
+        each.do_handshake()
+    pieces = [(at, BIG[at : at + 400_000]) for at in range(0, len(BIG), 400_000)]
+    random.Random(3).shuffle(pieces)
+    for number, (at, piece) in enumerate(pieces):
+        links[number % 4].sendall(block_header(len(piece), at) + piece)
+    for number, each in enumerate(links):
+        each.sendall(end_of_data(streams=4 if number == 2 else None))
+    check(raw.final(), 226)
+    assert raw.fetch(f"RETR {path_of(BIG)}", streams=1) == BIG
+
+
+def test_transfers_sent_ahead_over_one_connection(door: OwnServer, raw: Raw) -> None:
+    many = [random.Random(number).randbytes(1000 * number) for number in range(1, 30)]
+    endpoint = raw.passive()
+    raw.send(*(f"STOR {path_of(data)}" for data in many))
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    for data in many:
+        stream.sendall(block_header(len(data), 0) + data + end_of_data(streams=1))
+    assert {raw.final().code for _ in many} == {226}
+    raw.passive()
+    raw.send(*(f"RETR {path_of(data)}" for data in many))
+    check(raw.reply(), 150)
+
+
+def test_refused_objects_sent_ahead_are_taken_off_when_the_client_says_so(door: OwnServer, raw: Raw) -> None:
+    raw.must("OPTS STOR Ahead=1;", 200)
+    check(raw.store(path_of(SMALL), SMALL), 226)
+    stream = raw.data[-1]
+    bad = "/areas/main/objects/nonsense"
+    raw.send(f"STOR {bad}", f"STOR {path_of(b'after')}")
+    stream.sendall(block_header(3, 0) + b"bad" + end_of_data(streams=1))
+    stream.sendall(block_header(5, 0) + b"after" + end_of_data(streams=1))
+    check(raw.final(), 550, "not-found")
+    check(raw.final(), 226)
+
+
+def test_an_upload_that_was_cut_goes_on_where_it_stood(door: OwnServer, site: SiteHome, raw: Raw) -> None:
+    path = path_of(BIG)
+    assert raw.must(f"SITE MISSING {len(BIG)} {path}", 250).text == f"0-{len(BIG)}"
+    endpoint = raw.passive()
+    raw.send(f"ALLO {len(BIG)}", f"STOR {path}")
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    stream.sendall(block_header(4_000_000, 0) + BIG[:4_000_000])
+    stream.sendall(block_header(1_000_000, 6_000_000) + BIG[6_000_000:7_000_000])
+    stream.close()
+    check(raw.reply(), 200)
+    check(raw.final(), 426, "unreachable")
+    with Raw(door.address) as again:
+        again.login(site.gateway()).private()
+        left = again.must(f"SITE MISSING {len(BIG)} {path}", 250).text
+        assert left == f"4000000-6000000,7000000-{len(BIG)}"
+        endpoint = again.passive()
+        again.must("REST 0-4000000,6000000-7000000", 350)
+        again.send(f"ALLO {len(BIG)}", f"STOR {path}")
+        stream = again.connect(endpoint)
+        stream.do_handshake()
+        for start, stop in ((4_000_000, 6_000_000), (7_000_000, len(BIG))):
+            stream.sendall(block_header(stop - start, start) + BIG[start:stop])
+        stream.sendall(end_of_data(streams=1))
+        check(again.reply(), 200)
+        check(again.final(), 226)
+        assert again.must(f"SITE MISSING {len(BIG)} {path}", 250).text == ""
+    assert door.leftovers() == []
+
+
+def test_a_part_becomes_an_object_by_a_verified_rename(door: OwnServer, raw: Raw) -> None:
+    part = "/areas/main/stage/one.part"
+    check(raw.store(part, SMALL[:100_000]), 226)
+    assert raw.must(f"SIZE {part}", 213).text == "100000"
+    raw.must(f"RNFR {part}", 350)
+    check(raw.ask(f"RNTO {path_of(SMALL)}"), 550, "corrupt")
+    check(raw.store(part, SMALL[:100_000]), 226)
+    endpoint = raw.passive()
+    raw.send(f"ESTO A 100000 {part}")
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    stream.sendall(block_header(100_000, 0) + SMALL[100_000:] + end_of_data(streams=1))
+    check(raw.final(), 226)
+    raw.must(f"RNFR {part}", 350)
+    raw.must(f"RNTO {path_of(SMALL)}", 250)
+    check(raw.ask(f"RNTO {path_of(SMALL)}"), 503)
+    assert raw.fetch(f"RETR {path_of(SMALL)}") == SMALL and door.leftovers() == []
+
+
+def test_stream_mode_in_both_directions(door: OwnServer, site: SiteHome) -> None:
+    with Raw(door.address) as client:
+        client.login(site.gateway()).private(mode="S")
+        endpoint = client.passive()
+        client.send(f"ALLO {len(SMALL)}", f"STOR {path_of(SMALL)}")
+        check(client.reply(), 200)
+        stream = client.connect(endpoint)
+        stream.do_handshake()
+        stream.sendall(SMALL)
+        stream.unwrap().close()
+        check(client.final(), 226)
+        client.must("REST 50000", 350)
+        endpoint = client.passive()
+        client.send(f"RETR {path_of(SMALL)}")
+        stream = client.connect(endpoint)
+        stream.do_handshake()
+        got = b"".join(iter(lambda: stream.recv(65536), b""))
+        stream.unwrap().close()
+        check(client.final(), 226)
+        assert got == SMALL[50_000:]
+
+
+def test_stream_mode_cut_short_is_no_success(door: OwnServer, site: SiteHome) -> None:
+    with Raw(door.address) as client:
+        client.login(site.gateway()).private(mode="S")
+        part = "/areas/main/stage/one.part"
+        endpoint = client.passive()
+        client.send(f"STOR {part}")
+        stream = client.connect(endpoint)
+        stream.do_handshake()
+        stream.sendall(SMALL[:60_000])
+        stream.close()  # a plain FIN: mode S has no other end
+        check(client.final(), 426, "unreachable")
+        assert client.must(f"SIZE {part}", 213).text == "60000"
+
+
+@pytest.mark.parametrize("spelling", ["PORT", "EPRT"])
+def test_the_server_connects_when_asked_to(door: OwnServer, raw: Raw, spelling: str) -> None:
+    path = door.put(SMALL)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        endpoint = listener.getsockname()
+        raw.must("OPTS RETR Parallelism=3,3,3;", 200)
+        raw.must(f"{spelling} {(format_port if spelling == 'PORT' else format_eprt)(endpoint)}", 200)
+        raw.send(f"RETR {path}")
+        links = []
+        for _ in range(3):
+            plain, _ = listener.accept()
+            plain.settimeout(10)
+            made = pinned_context(CREDENTIAL.pem, "server").wrap_socket(
+                plain, server_side=True, do_handshake_on_connect=False
+            )
+            raw.data.append(made)
+            links.append(made)
+        for each in links:
+            each.do_handshake()
+        assert raw.gather(links) == SMALL
+
+
+def test_nobody_listens_where_the_server_should_connect(raw: Raw, door: OwnServer) -> None:
+    path = door.put(SMALL)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        endpoint = gone.getsockname()
+    raw.must(f"PORT {format_port(endpoint)}", 200)
+    check(raw.ask(f"RETR {path}"), 426, "unreachable")
+    raw.must("NOOP", 200)
+
+
+def test_ranges(door: OwnServer, raw: Raw) -> None:
+    path = door.put(SMALL)
+    assert raw.fetch(f"ERET P 1000 5000 {path}") == SMALL[1000:6000]
+    assert raw.fetch(f"ERET P 199000 5000 {path}") == SMALL[199_000:]
+    raw.passive()
+    check(raw.ask(f"ERET P 300000 5 {path}"), 550, "refused")
+    raw.must("REST 0-199990", 350)
+    endpoint = raw.passive()
+    raw.send(f"RETR {path}")
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    head = stream.recv(17)
+    assert head == block_header(10, 199_990)
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def test_digests_sizes_listings_and_deletion(door: OwnServer, raw: Raw) -> None:
+    path = door.put(SMALL)
+    for name, algorithm in (("SHA256", "sha256"), ("MD5", "md5"), ("SHA1", "sha1"), ("SHA512", "sha512")):
+        assert raw.must(f"CKSM {name} 0 -1 {path}", 213).text == hashlib.new(algorithm, SMALL).hexdigest()
+    assert raw.must(f"CKSM ADLER32 0 -1 {path}", 213).text == f"{zlib.adler32(SMALL):08x}"
+    assert raw.must(f"CKSM SHA256 10 20 {path}", 213).text == hashlib.sha256(SMALL[10:30]).hexdigest()
+    check(raw.ask(f"CKSM CRC32 0 -1 {path}"), 504, "unsupported")
+    assert raw.must(f"SIZE {path}", 213).text == str(len(SMALL))
+    assert len(raw.must(f"MDTM {path}", 213).text) == 14
+    fact = parse_entry(raw.must(f"MLST {path}", 250).lines[1])
+    assert (fact.name, fact.kind, fact.size) == (path, "file", len(SMALL))
+    folder = path.rpartition("/")[0]
+    listed = raw.must(f"MLSC {folder}", 250).lines[1:-1]
+    assert [parse_entry(line).name for line in listed] == [path[-64:]]
+    assert raw.must(f"MKD {folder}", 257)
+    check(raw.ask("MKD /areas/main/mine"), 550)
+    raw.must(f"DELE {path}", 250)
+    check(raw.ask(f"SIZE {path}"), 550, "not-found")
+    assert door.objects() == []
+
+
+def test_a_long_listing_comes_in_pieces(door: OwnServer, raw: Raw) -> None:
+    for number in range(150):
+        check(raw.store(f"/areas/main/stage/p{number:03}.part", b"x"), 226)
+    names = [parse_entry(line).name for line in raw.must("MLSC /areas/main/stage", 250).lines[1:-1]]
+    assert names == [f"p{number:03}.part" for number in range(150)]
+    over_data = raw.fetch("MLSD /areas/main/stage").decode().splitlines()
+    assert [parse_entry(line).name for line in over_data] == [".", *names]
+    assert raw.fetch("NLST /areas/main/stage").decode().split() == names
+
+
+def test_space(raw: Raw) -> None:
+    text = raw.must("SITE SPACE /areas/main", 250).text
+    assert [part.partition("=")[0] for part in text.split()] == ["total", "free", "used"]
+    check(raw.ask("SITE SPACE /"), 550, "not-found")
+
+
+# -- rights -------------------------------------------------------------------------------------------------------
+
+
+def test_roles_and_permits_decide(door: OwnServer, site: SiteHome) -> None:
+    path = door.put(SMALL)
+    stranger = site.host("stranger-with-permit")
+    now = datetime.now(UTC)
+
+    def permit(verbs: tuple[str, ...], se: str = "se1", signer: str = "catalog") -> str:
+        by = site.catalog() if signer == "catalog" else site.host(signer, "gateway")
+        dn = Credential(stranger.cert, stranger.key).dn()
+        key = path.removeprefix("/areas/main/objects/")
+        return sign(Permit(dn, se, (key,), verbs, now + timedelta(minutes=5)), Credential(by.cert, by.key), now=now)
+
+    with Raw(door.address) as client:
+        client.login(stranger).private()
+        client.passive()
+        for command in (
+            f"RETR {path}",
+            f"STOR {path}",
+            f"DELE {path}",
+            f"CKSM SHA256 0 -1 {path}",
+            "MLSC /areas/main/objects",
+        ):
+            check(client.ask(command), 550, "denied")
+        check(client.ask(f"SITE PERMIT {permit(('read',), se='se2')}"), 550, "denied")
+        check(client.ask(f"SITE PERMIT {permit(('read',), signer='dgis')}"), 550, "denied")
+        check(client.ask("SITE PERMIT nonsense"), 550, "denied")
+        check(client.ask(f"RETR {path}"), 550, "denied")
+        client.must(f"SITE PERMIT {permit(('read',))}", 250)
+        assert client.fetch(f"RETR {path}") == SMALL
+        check(client.ask(f"DELE {path}"), 550, "denied")
+        client.must("SITE PERMIT", 250)
+        check(client.ask(f"SIZE {path}"), 550, "denied")
+    with Raw(door.address) as client:
+        client.login(site.operator()).private()
+        client.passive()
+        check(client.ask(f"STOR {path}"), 550, "denied")
+        assert client.fetch(f"RETR {path}") == SMALL
+
+
+def test_error_texts_hold_key_and_reason_only(door: OwnServer, raw: Raw) -> None:
+    for command in (f"SIZE /areas/main/objects/v1/00/00/{ZEROS}", "SIZE /areas/none/objects", "CWD ../../../../etc"):
+        assert str(door.root) not in raw.ask(command).text
+
+
+def test_acting_for_is_taken_in_percent_codes(raw: Raw) -> None:
+    raw.must("SITE ACTINGFOR ae:STORE%20SCU@a", 250)
+    raw.must("SITE ACTINGFOR", 250)
+    check(raw.ask("SITE ACTINGFOR %0a"), 501)
+
+
+def test_revoked_in_mid_session(fresh_site: SiteHome, tmp_path: Path) -> None:
+    identity = fresh_site.gateway()
+    with serving(fresh_site.storage(), tmp_path / "se1") as door:
+        path = door.put(BIG)
+        with Raw(door.address) as idle, Raw(door.address) as busy:
+            for client in (idle, busy):
+                client.login(identity).private()
+            endpoint = busy.passive()
+            busy.send(f"STOR {path_of(SMALL)}")
+            stream = busy.connect(endpoint)
+            stream.do_handshake()
+            stream.sendall(block_header(len(SMALL), 0) + SMALL[:1000])
+            check(busy.reply(), 150)
+            fresh_site.revoke(identity)
+            check(idle.ask(f"SIZE {path}"), 421, "denied")
+            with pytest.raises(ConnectionError):
+                idle.reply()
+            started = time.monotonic()
+            check(busy.final(), 550, "denied")
+            assert time.monotonic() - started < 5
+            check(busy.ask("NOOP"), 421, "denied")
+        assert settled() and door.leftovers() == [] and len(door.objects()) == 1
+
+
+# -- limits and ends ----------------------------------------------------------------------------------------------
+
+
+def test_abort_ends_a_transfer_and_the_session_goes_on(door: OwnServer, raw: Raw) -> None:
+    endpoint = raw.passive()
+    raw.send(f"STOR {path_of(SMALL)}")
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    stream.sendall(block_header(len(SMALL), 0) + SMALL[:1000])
+    check(raw.reply(), 150)
+    raw.send("ABOR")
+    check(raw.reply(), 426, "cancelled")
+    check(raw.reply(), 226)
+    assert door.leftovers() == []
+    check(raw.store(path_of(SMALL), SMALL), 226)
+
+
+def test_who_goes_away_leaves_nothing(door: OwnServer, site: SiteHome) -> None:
+    path, before = door.put(BIG), fds()
+    for verb in (f"STOR {path_of(SMALL)}", f"RETR {path}"):
+        client = Raw(door.address).login(site.gateway()).private()
+        endpoint = client.passive()
+        client.send(verb)
+        stream = client.connect(endpoint)
+        stream.do_handshake()
+        if verb.startswith("STOR"):
+            stream.sendall(block_header(len(SMALL), 0) + SMALL[:5000])
+        check(client.reply(), 150)
+        client.close()
+        assert settled(), verb
+    assert door.leftovers() == [] and fds() == before
+
+
+def test_idle_sessions_and_silent_transfers_end(site: SiteHome, tmp_path: Path) -> None:
+    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(idle_seconds=1.0)) as door:
+        with Raw(door.address) as silent:
+            check(silent.reply(), 421)  # before the login
+        with Raw(door.address) as client:
+            client.login(site.gateway()).private()
+            endpoint = client.passive()
+            client.send(f"STOR {path_of(SMALL)}")
+            check(client.reply(), 150)
+            check(client.final(), 426, "unreachable")  # nobody came
+            endpoint = client.passive()
+            client.send(f"STOR {path_of(SMALL)}")
+            client.connect(endpoint).do_handshake()
+            check(client.reply(), 150)
+            check(client.final(), 426, "unreachable")  # somebody came and was silent
+            check(client.reply(), 421)
+        assert settled() and door.leftovers() == []
+
+
+def test_sessions_are_limited_in_all_and_per_party(site: SiteHome, tmp_path: Path) -> None:
+    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(sessions=4, sessions_per_peer=2)) as door:
+        with Raw(door.address) as one, Raw(door.address) as two:
+            assert Raw(door.address).greeting.code == 421  # too many from one address that have not said who they are
+            one.login(site.gateway())
+            two.login(site.gateway())
+            with Raw(door.address) as three, pytest.raises(AssertionError, match="421"):
+                three.login(site.gateway())
+            with Raw(door.address) as other, Raw(door.address) as fourth:
+                other.login(site.operator())
+                assert fourth.greeting.code == 220
+                assert Raw(door.address).greeting.code == 421
+        assert settled()
+        with Raw(door.address) as later:
+            later.login(site.gateway())
+
+
+def test_ports_and_the_address_to_tell(site: SiteHome, tmp_path: Path) -> None:
+    settings = GsiftpSettings(data_ports=(42200, 42201), advertise="192.0.2.7")
+    with serving(site.storage(), tmp_path / "se1", settings) as door, Raw(door.address) as client:
+        client.login(site.gateway()).private()
+        text = client.must("PASV", 227).text
+        assert "(192,0,2,7,164,21" in text
+        with Raw(door.address) as second, Raw(door.address) as third:
+            second.login(site.gateway()).private().must("EPSV", 229)
+            check(third.login(site.gateway()).private().ask("EPSV"), 425, "faulty")
+
+
+def test_over_ipv6(site: SiteHome, tmp_path: Path) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(host="::1")) as door, Raw(door.address) as client:
+        assert door.url.startswith("gsiftp://[::1]:")
+        client.login(site.gateway()).private()
+        check(client.store(path_of(SMALL), SMALL), 226)
+        check(client.ask("PASV"), 522, "refused")
+
+
+def test_stop_ends_running_sessions_and_leaves_nothing(site: SiteHome, tmp_path: Path) -> None:
+    before = fds()
+    with serving(site.storage(), tmp_path / "se1") as door:
+        client = Raw(door.address).login(site.gateway()).private()
+        endpoint = client.passive()
+        client.send(f"STOR {path_of(SMALL)}")
+        client.connect(endpoint).do_handshake()
+        check(client.reply(), 150)
+        assert door.server.check() == "1 sessions"
+    assert settled(0.5) and door.leftovers() == []
+    with pytest.raises(OSError):
+        door.server.check()
+    client.close()
+    assert fds() == before
