@@ -18,6 +18,7 @@ from certs.credential import Credential
 from certs.errors import CertsError
 from certs.log import configure
 from certs.peer import ROLES
+from certs.sshcli import ssh_group
 
 _PATH = click.Path(path_type=Path)
 _COLOURS = {"valid": "green", "current": "green", "due": "yellow", "expired": "red", "revoked": "red", "stale": "red"}
@@ -53,6 +54,9 @@ def _fail(text: str) -> NoReturn:
 def main() -> None:
     """Certificates of a grid site: its CA, hosts, users, revocation."""
     configure("dgis-certs", "warning", "text")
+
+
+main.add_command(ssh_group)
 
 
 @main.command()

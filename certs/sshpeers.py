@@ -192,13 +192,30 @@ def _read(listing: Listing, directory: Path) -> dict[bytes, tuple[Found, ...]]:
 
 def _load(path: Path) -> Found | None:
     """Read a certificate file; None for a PEM file without certificate (a private key, say)."""
+    data = _read_file(path)
+    if b"BEGIN CERTIFICATE" not in data:
+        return None
+    certs, pem = _parse(path, data)
+    end_entity(certs)
+    return Found(path, certs, pem)
+
+
+def load_certificates(path: Path) -> tuple[tuple[x509.Certificate, ...], bytes]:
+    """Return the certificates of a PEM file, leaf first, and the same as PEM; raises CredentialError."""
+    return _parse(path, _read_file(path))
+
+
+def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            data = stream.read(_LARGEST_FILE)
-        if b"BEGIN CERTIFICATE" not in data:
-            return None
+            return stream.read(_LARGEST_FILE)
+    except OSError as error:
+        raise CredentialError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _parse(path: Path, data: bytes) -> tuple[tuple[x509.Certificate, ...], bytes]:
+    try:
         certs = tuple(x509.load_pem_x509_certificates(data))
-        end_entity(certs)
-    except (OSError, ValueError) as error:
-        raise CredentialError("not PEM certificates that can be read") from error
-    return Found(path, certs, b"".join(cert.public_bytes(Encoding.PEM) for cert in certs))
+    except ValueError as error:
+        raise CredentialError(f"{path}: holds no PEM certificate; expected the leaf, then its CA") from error
+    return certs, b"".join(cert.public_bytes(Encoding.PEM) for cert in certs)

@@ -107,17 +107,24 @@ class Sshd:
 
     def sftp(self, identity: IdentityConfig, batch: str, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a batch with the stock ``sftp`` command."""
+        return subprocess.run(
+            self._command(identity), input=batch, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def sftp_session(self, identity: IdentityConfig) -> subprocess.Popen[bytes]:
+        """Start the stock ``sftp`` command, which stays logged in, and wait until it is."""
+        session = subprocess.Popen(self._command(identity), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert session.stdin is not None and session.stdout is not None
+        session.stdin.write(b"pwd\n")
+        session.stdin.flush()
+        assert b"pwd" in session.stdout.readline()
+        return session
+
+    def _command(self, identity: IdentityConfig) -> list[str]:
         options = ["-q", "-b", "-", "-P", str(self.port), "-i", os.fspath(identity.key)]
         for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "IdentitiesOnly=yes"):
             options += ["-o", option]
-        return subprocess.run(
-            [SFTP, *options, f"{account()}@127.0.0.1"],
-            input=batch,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return [os.fspath(SFTP), *options, f"{account()}@127.0.0.1"]
 
     def _config(self) -> tuple[str, ...]:
         key = self.folder / "host_key"
