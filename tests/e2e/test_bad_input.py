@@ -239,7 +239,7 @@ def test_strangers_are_refused_by_every_service(undisturbed: Grid, tmp_path: Pat
     urls = [
         ready["catalog"]["url"],
         ready["dgis"]["url"],
-        *(p["urls"][0].split("/areas")[0] for p in ready["providers"]),
+        *(undisturbed.doors(p["name"])["https"].split("/areas")[0] for p in ready["providers"]),
     ]
     other = tmp_path / "other"
     ca.init_site(other, organisation="Another grid")

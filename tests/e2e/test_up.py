@@ -71,7 +71,7 @@ def test_an_operator_lists_its_own_storage(grid: Grid, sent: list[Image]) -> Non
     grid.wait_drained()
     client = grid.ready["client"]
     for provider in grid.ready["providers"]:
-        door = provider["urls"][0]
+        door = grid.doors(provider["name"])["https"]
         reply = requests.get(f"{door}/objects", cert=(client["cert"], client["key"]), verify=client["ca"], timeout=5)
         assert reply.status_code == 200
         assert len(reply.json()["objects"]) >= len(sent)

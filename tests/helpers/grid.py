@@ -152,6 +152,16 @@ class Grid:
         result: dict[str, Any] = json.loads(self.cli("status", "--format", "json", check=False).stdout)
         return result
 
+    def doors(self, name: str) -> dict[str, str]:
+        """The doors of a provider by scheme."""
+        (provider,) = (one for one in self.ready["providers"] if one["name"] == name)
+        return {url.split(":", 1)[0]: url for url in provider["urls"]}
+
+    def stored(self, name: str) -> int:
+        """How many objects lie at a provider."""
+        objects = self.home / name / "store" / "main" / "objects"
+        return sum(1 for path in objects.rglob("*") if len(path.name) == 64)
+
     def wait_drained(self, seconds: float = 60.0) -> None:
         """Until the spool is empty: everything is in the catalog and on its storage elements.
 
