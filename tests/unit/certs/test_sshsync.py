@@ -148,11 +148,13 @@ def test_a_revocation_reaches_sshd_and_what_is_logged_in(fresh_site: SiteHome, t
     syncing = subprocess.Popen([*map(os.fspath, command)])
     try:
         _within(20, lambda: far.sftp(gateway, "pwd\n").returncode == 0)
-        session = far.sftp_session(gateway)
-        assert session.poll() is None
+        ended, stays = far.sftp_session(gateway), far.sftp_session(gateway)
+        stays.communicate(b"ls /\n", timeout=10)
+        assert stays.returncode == 0  # so that the other one's failure means something
         fresh_site.revoke(gateway)
         _within(10, lambda: far.sftp(gateway, "pwd\n").returncode != 0)
-        session.wait(10)
+        ended.communicate(b"ls /\n", timeout=10)
+        assert ended.returncode != 0
         assert far.sftp(operator, "pwd\n").returncode == 0
     finally:
         syncing.send_signal(signal.SIGTERM)
