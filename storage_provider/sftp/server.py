@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import asyncssh
 from asyncssh.kex import get_kex_algs
@@ -23,6 +22,7 @@ from certs.trust import Trust
 from storage_provider.errors import LocalFault
 from storage_provider.service import StorageService
 from storage_provider.sftp.server_login import CIPHERS, KEX, MACS, SIGNATURES, Doorkeeper, Lobby, Login
+from storage_provider.sftp.server_session import Pools
 from storage_provider.sftp.settings import SftpSettings
 
 # How often connections are looked at: idle, revoked; and our own key, renewed (seconds)
@@ -57,8 +57,8 @@ class SftpServer:
         self._credential = Credential(identity.cert, identity.key)
         self._credential.check()
         peers = SshPeers(identity.ssh_peers, trust)
-        pool = ThreadPoolExecutor(self._settings.disk_threads, thread_name_prefix="sftp-disk")
-        self._keeper = Doorkeeper(service, peers, gridmap, self._settings, pool)
+        pools = Pools.of(self._settings.disk_threads)
+        self._keeper = Doorkeeper(service, peers, gridmap, self._settings, pools)
         self._address: tuple[str, int] | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -92,7 +92,7 @@ class SftpServer:
             return
         self._loop.call_soon_threadsafe(self._stopping.set)
         thread.join()
-        self._keeper.pool.shutdown()
+        self._keeper.pools.close()
         self._address = None
 
     def _run(self, ready: threading.Event, failed: list[BaseException]) -> None:
@@ -127,7 +127,7 @@ class SftpServer:
 
     def _judge(self, login: Login) -> None:
         assert self._loop is not None
-        future = self._loop.run_in_executor(self._keeper.pool, login.judge)
+        future = self._loop.run_in_executor(self._keeper.pools.data, login.judge)
         future.add_done_callback(lambda _: login.end_if_refused())
 
     async def _listen(self, lobby: Lobby) -> asyncssh.SSHAcceptor:

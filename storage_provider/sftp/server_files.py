@@ -70,6 +70,7 @@ class SftpFiles:
         self._open: dict[bytes, _Open] = {}
         self._numbers = itertools.count(1)
         self._begun = False
+        self._stopped = False
         self._verbs: dict[int, Callable[[Request], bytes]] = {
             Kind.OPEN: self._open_file,
             Kind.CLOSE: self._close,
@@ -115,6 +116,10 @@ class SftpFiles:
             self._tree.refused(error)
             code = _CODES.get(type(error), Code.FAILURE)
             return packets.status(request.ident, code, f"{error.problem_type}: {error.detail}")
+
+    def stop(self) -> None:
+        """Make a long request that is being worked on (a checksum) end soon; from any thread, once nobody waits."""
+        self._stopped = True
 
     def close(self) -> None:
         """End the session: what was being written is kept where it can be resumed, else thrown away."""
@@ -317,7 +322,7 @@ class SftpFiles:
     def _checksum(self, request: Request) -> bytes:
         path, algorithm, offset, length = self._path(request), request.text(), request.u64(), request.u64()
         span = None if length == _TO_THE_END else length
-        digest = self._tree.checksum(path, algorithm=algorithm, offset=offset, length=span)
+        digest = self._tree.checksum(path, algorithm=algorithm, offset=offset, length=span, stop=lambda: self._stopped)
         return packets.extended_text(request.ident, digest)
 
 

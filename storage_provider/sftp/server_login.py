@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -23,7 +22,7 @@ from certs.tls import peer_of_chain
 from storage_provider.errors import Denied
 from storage_provider.service import StorageService
 from storage_provider.sftp.server_files import Claims, SftpFiles
-from storage_provider.sftp.server_session import SftpSession
+from storage_provider.sftp.server_session import Pools, SftpSession
 from storage_provider.sftp.server_tuning import tune
 from storage_provider.sftp.settings import SftpSettings
 from storage_provider.tree import Tree
@@ -57,13 +56,13 @@ log = get_log()
 
 @dataclass(frozen=True, slots=True)
 class Doorkeeper:
-    """What every login needs: the service, whom to trust, and the pool that its disk work goes to."""
+    """What every login needs: the service, whom to trust, and the threads that its disk work goes to."""
 
     service: StorageService
     peers: SshPeers
     gridmap: Gridmap
     settings: SftpSettings
-    pool: ThreadPoolExecutor
+    pools: Pools
 
     def mark(self) -> tuple[int, int, int]:
         """Return what changes when any of the files that identities rest on does (three stats)."""
@@ -205,7 +204,7 @@ class Login(asyncssh.SSHServer):
         tree = Tree(self._keeper.service, lambda: self._identify(claims))
         session = SftpSession(
             SftpFiles(tree, claims, most_handles=self._keeper.settings.open_files),
-            self._keeper.pool,
+            self._keeper.pools,
             touched=self.touch,
             settled=self.end_if_refused,
             ended=self._sessions.discard,

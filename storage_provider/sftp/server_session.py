@@ -17,15 +17,38 @@ import asyncssh
 
 from certs.log import get_log
 from storage_provider.sftp.server_files import SftpFiles
-from storage_provider.sftp.server_packets import BadPacket, Framer, Request
+from storage_provider.sftp.server_packets import BadPacket, Framer, Kind, Request
 
 # What may wait to be worked on before the client is made to wait, and what one turn in the pool takes
 MOST_WAITING_BYTES = 2 * 1024 * 1024
 MOST_WAITING = 256
 BATCH_BYTES = 1024 * 1024
 BATCH = 64
+# Renames and our extensions verify: they may read whole objects
+SLOW = frozenset({Kind.RENAME, Kind.EXTENDED})
 
 log = get_log()
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Threads for bytes, and others for what may have to read a whole object, so that the bytes never wait for that."""
+
+    data: ThreadPoolExecutor
+    slow: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, threads: int) -> Pools:
+        """Make both of one size."""
+        return cls(
+            ThreadPoolExecutor(threads, thread_name_prefix="sftp-data"),
+            ThreadPoolExecutor(threads, thread_name_prefix="sftp-slow"),
+        )
+
+    def close(self) -> None:
+        """Wait for what is running."""
+        self.data.shutdown()
+        self.slow.shutdown()
 
 
 @dataclass(slots=True)
@@ -46,14 +69,14 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def __init__(
         self,
         files: SftpFiles,
-        pool: ThreadPoolExecutor,
+        pools: Pools,
         *,
         touched: Callable[[], None],
         settled: Callable[[], None],
         ended: Callable[[SftpSession], None],
     ) -> None:
         self._files = files
-        self._pool = pool
+        self._pools = pools
         self._touched = touched
         self._settled = settled
         self._ended = ended
@@ -124,6 +147,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._lost = self._over = True
         self._waiting.clear()
         self._held.clear()
+        self._files.stop()
         if not self._working:
             self._close_files()
 
@@ -150,15 +174,10 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
     def _work_on(self) -> None:
         if self._working or self._held or self._over or not self._waiting:
             return
-        batch: list[Request] = []
-        room = BATCH_BYTES
-        while self._waiting and len(batch) < BATCH and room > 0:
-            request = self._waiting.popleft()
-            self._waiting_bytes -= len(request)
-            room -= len(request) + request.answer_bytes()
-            batch.append(request)
+        slow = self._waiting[0].kind in SLOW
+        batch = self._batch(1 if slow else BATCH)
         self._working = True
-        future = self._loop.run_in_executor(self._pool, self._answer, batch)
+        future = self._loop.run_in_executor(self._pools.slow if slow else self._pools.data, self._answer, batch)
         future.add_done_callback(self._worked)
         if (
             not self._reading
@@ -167,6 +186,19 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         ):
             self._reading = True
             self._channel.resume_reading()
+
+    def _batch(self, most: int) -> list[Request]:
+        """Take the next requests: a slow one stands alone."""
+        batch: list[Request] = []
+        room = BATCH_BYTES
+        while self._waiting and len(batch) < most and room > 0:
+            if batch and self._waiting[0].kind in SLOW:
+                break
+            request = self._waiting.popleft()
+            self._waiting_bytes -= len(request)
+            room -= len(request) + request.answer_bytes()
+            batch.append(request)
+        return batch
 
     def _answer(self, batch: list[Request]) -> _Outcome:
         """Work on a batch (in the pool)."""
@@ -221,5 +253,5 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._channel.exit(1)
 
     def _close_files(self) -> None:
-        future = self._loop.run_in_executor(self._pool, self._files.close)
+        future = self._loop.run_in_executor(self._pools.data, self._files.close)
         future.add_done_callback(lambda _: self._ended(self))
