@@ -75,6 +75,7 @@ class Link:
         self._control = control
         self._patience = control.timeouts.answer
         self._poll = select.poll()
+        self._stalled: float | None = None
 
     def shake(self, heard: Heard) -> None:
         """Do the handshake; raises Unreachable, or what `heard` raises about the far side's reply."""
@@ -96,6 +97,7 @@ class Link:
         while at < stop:
             try:
                 at += self._tls.send(view[at:])
+                self._stalled = None
             except (ssl.SSLWantWriteError, BlockingIOError):
                 self._wait(select.POLLOUT, heard)
             except ssl.SSLWantReadError:
@@ -115,6 +117,7 @@ class Link:
                 if not read:
                     return at
                 at += read
+                self._stalled = None
             except ssl.SSLWantReadError:
                 if at and time.monotonic() >= until:
                     return at
@@ -142,8 +145,14 @@ class Link:
         self._tls.close()
 
     def _wait(self, events: int, heard: Heard, *, most: float | None = None) -> None:
-        """Wait for the data connection; replies that come meanwhile go to `heard`."""
-        patience = self._patience if most is None else max(0.0, most)
+        """Wait for the data connection; replies that come meanwhile go to `heard`, but are no progress of its own."""
+        now = time.monotonic()
+        if self._stalled is None:
+            self._stalled = now
+        left = self._stalled + self._patience - now
+        if left <= 0:
+            raise self.lost(f"no progress within {self._patience:.1f} s")
+        patience = left if most is None else max(0.0, min(most, left))
         poll = self._poll
         poll.register(self._tls, events)
         listen = not self._control.ready()
@@ -157,8 +166,6 @@ class Link:
             poll.unregister(self._control)
             if self._control.fileno() in found and self._control.ready():
                 heard()
-        if not found and most is None:
-            raise self.lost(f"no progress within {patience:.1f} s")
 
     def _broken(self, why: str, heard: Heard) -> StorageError:
         """Give the far side a moment to say why it closed; else it is unreachable."""

@@ -174,10 +174,12 @@ class Session:
         control.send(*commands)
         features = control.final()
         replies = [control.final() for _ in commands[1:]]
-        if self.door.own and not any(line.strip() == OWN_FEATURE for line in features.lines):
-            raise DoorURL(
-                "this server is not one of ours; its doors have another path than /areas/NAME", door=self.door.url
+        ours = any(line.strip() == OWN_FEATURE for line in features.lines)
+        if ours != self.door.own:
+            teach = (
+                "is one of ours: its doors are /areas/NAME" if ours else "is not one of ours: no door is /areas/NAME"
             )
+            raise DoorURL(f"this server {teach}", door=self.door.url)
         for command, reply in zip(commands[1:], replies, strict=True):
             # A permit that is not for us does no harm: what is asked later is judged without it
             if reply.kind in (4, 5) and not command.startswith("SITE PERMIT"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 
 from storage_provider.channel import ObjectSpec, Put, Stored
 from storage_provider.errors import Busy, Corrupt, LocalFault, NotFound, StorageError, Unreachable
@@ -23,8 +26,9 @@ from storage_provider.gridftp.client.sessions import Sessions
 from storage_provider.gridftp.client.staging import Staging
 from storage_provider.wire import SINGLE_PUT_BYTES
 
-# A batch is read ahead by so much
-_WINDOW = 64
+# Sessions that work on a batch, and what each takes at a time
+_PARALLEL = 4
+_WINDOW = 32
 _WINDOW_BYTES = 32 * 1024 * 1024
 # Tries of one large object after cuts, and pauses between them (seconds, doubling)
 _TRIES = 4
@@ -49,24 +53,39 @@ class Storing:
             return _Tries(self._sessions, self._staging, put, local).run()
 
     def many(self, puts: Iterable[Put]) -> Iterator[Outcome]:
-        """Store many; yields each with its outcome."""
-        gone = 0
-        for window in _windows(puts):
-            for put, outcome in self._window(window, gone >= _GONE_AFTER):
-                gone = gone + 1 if isinstance(outcome, Unreachable) else 0
-                yield put, outcome
+        """Store many; yields each with its outcome.
 
-    def _window(self, window: list[Put], gone: bool) -> Iterator[Outcome]:
-        left = {put.spec.key: put for put in window}
-        if not gone:
+        A few sessions work at once: a far side that syncs each object to its disk waits for the disk most of the time.
+        """
+        windows, waiting = _windows(puts), deque[Future[list[Outcome]]]()
+        batch = _Batch()
+        parallel = min(_PARALLEL, self._sessions.opening.data.sessions)
+        pool = ThreadPoolExecutor(parallel, thread_name_prefix="gsiftp-put")
+        try:
+            while True:
+                for window in islice(windows, parallel + 1 - len(waiting)):
+                    waiting.append(pool.submit(self._window, window, batch))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            batch.stopped = True
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _window(self, window: list[Put], batch: _Batch) -> list[Outcome]:
+        found: list[Outcome] = []
+        if not batch.gone:
             for put, outcome in self._together(window):
-                del left[put.spec.key]
-                yield put, outcome
-        silent = _GONE_AFTER if gone else 0
-        for put in left.values():
-            outcome = self._alone(put) if silent < _GONE_AFTER else self._no_more(put)
-            silent = silent + 1 if isinstance(outcome, Unreachable) else 0
-            yield put, outcome
+                found.append((put, outcome))
+                if batch.stopped:
+                    return found
+        done = {id(put) for put, _ in found}
+        for put in window:
+            if id(put) not in done and not batch.stopped:
+                outcome = self._no_more(put) if batch.gone else self._alone(put)
+                batch.note(outcome)
+                found.append((put, outcome))
+        return found
 
     def _together(self, window: list[Put]) -> Iterator[Outcome]:
         """Store what can be stored in one go; what is not yielded must be tried alone."""
@@ -134,6 +153,23 @@ class Storing:
             yield
         finally:
             self._exclusive.release([spec.key])
+
+
+class _Batch:
+    """What the sessions of one batch tell one another."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._silent = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the door did not answer the last puts: it is gone, not the objects."""
+        return self._silent >= _GONE_AFTER
+
+    def note(self, outcome: Stored | StorageError) -> None:
+        """Count puts in a row without an answer."""
+        self._silent = self._silent + 1 if isinstance(outcome, Unreachable) else 0
 
 
 class _Tries:
