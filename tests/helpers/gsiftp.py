@@ -23,7 +23,7 @@ from storage_provider.access import AreaRules
 from storage_provider.gridftp import dcsc
 from storage_provider.gridftp.addresses import parse_epsv
 from storage_provider.gridftp.blocks import BlockParser, block_header, end_of_data
-from storage_provider.gridftp.gss import NO_DELEGATION, Gss
+from storage_provider.gridftp.gss import DELEGATION, NO_DELEGATION, Gss
 from storage_provider.gridftp.replies import Reply, ReplyReader, adat_token, protected_command
 from storage_provider.gridftp.server import GsiftpServer
 from storage_provider.gridftp.settings import GsiftpSettings
@@ -33,6 +33,7 @@ from storage_provider.parts import Parts
 from storage_provider.service import Area, StorageService
 from storage_provider.store import Store
 from storage_provider.uploads import Uploads
+from tests.helpers.pki import SiteHome
 
 TIMEOUT = 10.0
 RULES = {
@@ -190,6 +191,14 @@ class Raw:
         self.protect(gss)
         return self
 
+    def login_delegating(self, site: SiteHome, identity: IdentityConfig) -> Raw:
+        """Log in as stock clients do: with a proxy for a key of the server's."""
+        gss = self.shake(identity)
+        request = gss.unwrap(adat_token(self.adat(gss.wrap(DELEGATION))))
+        self.adat(gss.wrap(site.delegate(identity, request)))
+        self.protect(gss)
+        return self
+
     def protect(self, gss: Gss) -> None:
         self.gss = gss
         self.reader.unwrap = gss.unwrap
@@ -204,10 +213,12 @@ class Raw:
     def passive(self) -> tuple[str, int]:
         return self.sock.getpeername()[0], parse_epsv(self.must("EPSV", 229).text)
 
-    def connect(self, endpoint: tuple[str, int], pem: bytes = CREDENTIAL.pem) -> ssl.SSLSocket:
+    def connect(self, endpoint: tuple[str, int], context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
         """Open a data connection; its handshake must happen while the server runs a transfer."""
         plain = socket.create_connection(endpoint, timeout=TIMEOUT)
-        made = pinned_context(pem, "client").wrap_socket(plain, do_handshake_on_connect=False)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        mine = context or pinned_context(CREDENTIAL.pem, "client")
+        made = mine.wrap_socket(plain, do_handshake_on_connect=False)
         self.data.append(made)
         return made
 

@@ -96,8 +96,18 @@ class SiteHome:
         parent = Credential(identity.cert, identity.key)
         chain = parent.chain()
         key = ec.generate_private_key(ec.SECP256R1())
-        cert = _proxy(chain[0], parent, key, info or _INHERIT_ALL)
+        cert = _proxy(chain[0], parent, key.public_key(), info or _INHERIT_ALL)
         return self.identity(write_credential(self._out, name, key, (cert, *chain)))
+
+    def delegate(self, identity: IdentityConfig, request: bytes, *, info: bytes | None = None) -> bytes:
+        """Sign a certificate request (DER) as a proxy of an identity, as its owner's client does; returns DER."""
+        parent = Credential(identity.cert, identity.key)
+        asked = x509.load_der_x509_csr(request)
+        assert asked.is_signature_valid
+        public_key = asked.public_key()
+        assert isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)
+        cert = _proxy(parent.chain()[0], parent, public_key, info or _INHERIT_ALL)
+        return cert.public_bytes(serialization.Encoding.DER)
 
     def put_crl(self, *, ends: datetime, revoked: tuple[int, ...] = ()) -> None:
         """Publish a CRL of the issuing CA that ends at a given time (in the past: a stale one)."""
@@ -144,7 +154,7 @@ def write_credential(
 
 
 def _proxy(
-    user: x509.Certificate, parent: Credential, key: ec.EllipticCurvePrivateKey, info: bytes
+    user: x509.Certificate, parent: Credential, public_key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey, info: bytes
 ) -> x509.Certificate:
     signer = parent.private_key()
     assert isinstance(signer, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
@@ -152,7 +162,7 @@ def _proxy(
     serial = x509.random_serial_number()
     subject = x509.Name([*user.subject, x509.NameAttribute(x509.NameOID.COMMON_NAME, str(serial % 10**9))])
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(user.subject).public_key(key.public_key())
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(user.subject).public_key(public_key)
     builder = builder.serial_number(serial)
     builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(hours=1))
     builder = builder.add_extension(x509.UnrecognizedExtension(PROXY_CERT_INFO, info), critical=True)

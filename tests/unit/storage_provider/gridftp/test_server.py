@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import random
 import socket
@@ -17,13 +19,14 @@ import pytest
 from certs.config import IdentityConfig
 from certs.credential import Credential
 from certs.permit import Permit, sign
-from certs.tls import pinned_context
+from certs.tls import delegated_context, pinned_context
+from certs.trust import Trust
 from storage_provider.gridftp import dcsc
 from storage_provider.gridftp.addresses import format_eprt, format_port
 from storage_provider.gridftp.blocks import block_header, end_of_data
 from storage_provider.gridftp.facts import parse_entry
-from storage_provider.gridftp.gss import GssError
-from storage_provider.gridftp.replies import Reply
+from storage_provider.gridftp.gss import DELEGATION, GssError
+from storage_provider.gridftp.replies import Reply, adat_token
 from storage_provider.gridftp.settings import GsiftpSettings
 from tests.helpers.gsiftp import CREDENTIAL, OwnServer, Raw, fds, path_of, serving, settled
 from tests.helpers.pki import SiteHome, fresh_site, other_site, site
@@ -157,7 +160,7 @@ def test_who_holds_no_credential_of_the_session_gets_and_gives_nothing(door: Own
     endpoint = raw.passive()
     raw.send(f"RETR {path}")
     check(raw.reply(), 150)
-    stranger = raw.connect(endpoint, dcsc.make().pem)
+    stranger = raw.connect(endpoint, pinned_context(dcsc.make().pem, "client"))
     with pytest.raises((ssl.SSLError, OSError)):
         stranger.do_handshake()
         assert stranger.recv(1) == b""
@@ -165,6 +168,43 @@ def test_who_holds_no_credential_of_the_session_gets_and_gives_nothing(door: Own
     honest = raw.connect(endpoint)
     honest.do_handshake()
     assert raw.gather([honest]) == SMALL
+
+
+def test_with_a_delegated_proxy_both_ends_are_the_same_party(door: OwnServer, site: SiteHome) -> None:
+    me, other = site.gateway(), site.gateway("dgis2")
+
+    def proxied(identity: IdentityConfig) -> ssl.SSLContext:
+        proxy = site.proxy_of(identity, f"{identity.cert.stem}.data")
+        pem = proxy.cert.read_bytes() + proxy.key.read_bytes()
+        return delegated_context(pem, "client", Trust(site.trust))
+
+    with Raw(door.address) as client:
+        client.login_delegating(site, me)
+        client.must("PROT P", 200)
+        client.must("MODE E", 200)
+        endpoint = client.passive()
+        client.send(f"STOR {path_of(SMALL)}")
+        check(client.reply(), 150)
+        stranger = client.connect(endpoint, proxied(other))
+        stranger.do_handshake()
+        with contextlib.suppress(OSError):
+            assert stranger.recv(1) == b""  # known, but not this session's
+        honest = client.connect(endpoint, proxied(me))
+        honest.do_handshake()
+        honest.sendall(block_header(len(SMALL), 0) + SMALL + end_of_data(streams=1))
+        check(client.final(), 226)
+        client.must(f"DCSC P {CREDENTIAL.blob}", 250)
+        assert client.fetch(f"RETR {path_of(SMALL)}") == SMALL
+        client.must("DCSC D", 250)
+        check(client.ask(f"RETR {path_of(SMALL)}"), 425, "refused")
+
+
+def test_a_proxy_of_somebody_else_is_not_taken(door: OwnServer, site: SiteHome) -> None:
+    with Raw(door.address) as client:
+        gss = client.shake(site.gateway())
+        request = gss.unwrap(adat_token(client.adat(gss.wrap(DELEGATION))))
+        token = base64.b64encode(gss.wrap(site.delegate(site.operator(), request))).decode()
+        client.must(f"ADAT {token}", 535)
 
 
 # -- objects in ---------------------------------------------------------------------------------------------------
