@@ -83,7 +83,7 @@ class Session:
         self.door = door
         self.timeouts = timeouts
         self.broken: StorageError | None = None
-        self.reused = False
+        self.reused = False  # kept from an earlier call, and not heard of since
         self.party = ""  # on whose behalf an own server believes that we ask
         self.limits = Limits()
         self.used = self._watched = time.monotonic()
@@ -118,6 +118,7 @@ class Session:
         patience = self.timeouts.answer + max((each.call.patience for each in self._tickets.values()), default=0.0)
         data = self._guarded(lambda: self._stream.receive(patience))
         self.used = time.monotonic()
+        self.reused = False  # it lives; what happens to it from now on is no reason to try another
         try:
             for answer in self._replies.feed(data):
                 self._answered(answer)

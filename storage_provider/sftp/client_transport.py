@@ -31,8 +31,8 @@ CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "ae
 DIGESTS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
 # How much a server may send before we take it: more than a session ever has asked for, so that neither side waits
 WINDOW_BYTES = 8 * 1024 * 1024
-# paramiko puts at most the server's 32 KiB less its own allowance into one packet
-_PACKET_BYTES = 32 * 1024 - 64
+# The longest packet that we take: nothing of one is seen before it is there whole, and a slow line must show progress
+_PACKET_BYTES = 32 * 1024
 _AHEAD_BYTES = 256 * 1024
 _TICK = 0.1
 
@@ -82,7 +82,7 @@ class Wire:
         view = memoryview(data)
         try:
             while view:
-                sent = self._channel.send(view[:_PACKET_BYTES])
+                sent = self._channel.send(view)  # as much as one packet of the server's takes
                 if sent == 0:
                     raise EOFError
                 view = view[sent:]
@@ -131,7 +131,7 @@ class Wire:
             raise refused
 
     def _open(self) -> paramiko.Channel:
-        channel = self._transport.open_session(window_size=WINDOW_BYTES, timeout=self._timeouts.write)
+        channel = self._transport.open_session(window_size=WINDOW_BYTES, max_packet_size=_PACKET_BYTES, timeout=self._timeouts.write)
         channel.in_buffer = _Inbox()
         channel.settimeout(self._timeouts.write)
         channel.invoke_subsystem("sftp")
