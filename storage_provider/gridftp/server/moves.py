@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from storage_provider.errors import Refused, StorageError
+from storage_provider.errors import Corrupt, Refused, StorageError
 from storage_provider.gridftp.blocks import BlockError
 from storage_provider.gridftp.commands import CommandError, Partial, Restart, parse_eret, parse_esto
 from storage_provider.gridftp.markers import (
@@ -23,6 +23,7 @@ from storage_provider.gridftp.server.receiving import BlockReceiver, Write, rece
 from storage_provider.gridftp.server.sending import FileSource, Source, TextSource, send_blocks, send_stream
 from storage_provider.gridftp.server.stream import StreamError
 from storage_provider.gridftp.server.watch import Aborted
+from storage_provider.paths import Place, parse_path
 from storage_provider.ranges import Ranges, Span
 from storage_provider.wire import SINGLE_PUT_BYTES
 from storage_provider.writing import Writing
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from storage_provider.gridftp.server.session import Session
 
 Handler = Callable[["Session", str], None]
+_CUT = "the data connection ended without TLS's farewell"
 
 
 def _stor(session: Session, argument: str) -> None:
@@ -72,6 +74,8 @@ def _receive(session: Session, part: Partial, *, moved: bool) -> None:
 
 
 def _take(session: Session, writing: Writing, path: str, *, start: int, size: int | None) -> None:
+    whole = True
+
     def mark() -> None:
         safe = writing.sync()
         session.control.reply(PERFORMANCE_CODE, *performance_lines(Performance(time.time(), safe.total)))
@@ -92,15 +96,30 @@ def _take(session: Session, writing: Writing, path: str, *, start: int, size: in
             else:
                 whole = receive_stream(watch, session.data, write, scratch, offset=start)
                 session.data.reset()
-                if not whole and not (size is not None and writing.received.covers(0, size)):
-                    raise StreamError("the data connection ended without TLS's farewell")
+                _judge_end(whole, parse_path(path), writing, size)
     except BaseException:
         session.data.reset()  # where its connections stand is unknown
         raise
     if writing.received.total > SINGLE_PUT_BYTES:
         session.control.flush()  # verifying it may take a while
-    writing.commit()
+    try:
+        writing.commit()
+    except Corrupt:
+        if whole:
+            raise
+        raise StreamError(_CUT) from None
     session.control.reply(226, "Transfer complete")
+
+
+def _judge_end(whole: bool, place: Place, writing: Writing, size: int | None) -> None:
+    """Refuse to take a cut for an end: mode S has no other (RFC 959 section 3.4.1).
+
+    Some clients say no farewell. Then the size that was announced tells, or else an object's own digest.
+    """
+    if whole or (place.kind == "object" and size is None):
+        return
+    if size is None or not writing.received.covers(0, size):
+        raise StreamError(_CUT)
 
 
 def _swallow(session: Session) -> None:
