@@ -131,7 +131,9 @@ class Wire:
             raise refused
 
     def _open(self) -> paramiko.Channel:
-        channel = self._transport.open_session(window_size=WINDOW_BYTES, max_packet_size=_PACKET_BYTES, timeout=self._timeouts.write)
+        channel = self._transport.open_session(
+            window_size=WINDOW_BYTES, max_packet_size=_PACKET_BYTES, timeout=self._timeouts.write
+        )
         channel.in_buffer = _Inbox()
         channel.settimeout(self._timeouts.write)
         channel.invoke_subsystem("sftp")
