@@ -1,0 +1,114 @@
+"""The channel at our own server: batches that run into refusals in their middle, sessions, order."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from certs.tls import client_context
+from storage_provider.channel import Put, Stored, Want
+from storage_provider.errors import Denied, DoorURL, NoSpace, NotFound
+from storage_provider.gridftp.client.channel import GsiftpChannel
+from storage_provider.gridftp.settings import DataSettings
+from storage_provider.timeouts import Timeouts
+from tests.conformance.faulty_wire import FaultyWire
+from tests.conformance.gsiftp_rig import GsiftpProvider
+from tests.conformance.memory_channel import spec_of
+from tests.conformance.rigs import FULL_RULES, write
+from tests.helpers.pki import SiteHome, site
+
+__all__ = ["site"]
+
+DATA = random.Random(6).randbytes(2 * 1024 * 1024)
+Serve = Callable[..., GsiftpProvider]
+
+
+@pytest.fixture
+def serve(site: SiteHome, tmp_path: Path) -> Iterator[Serve]:
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> GsiftpProvider:
+            provider = GsiftpProvider(site.storage("se1"), "se1", tmp_path / "se1", **settings)  # type: ignore[arg-type]
+            provider.start()
+            stack.callback(provider.stop)
+            return provider
+
+        yield start
+
+
+def channel(site: SiteHome, door: str, *, sessions: int = 4) -> GsiftpChannel:
+    tls, patience = client_context(site.gateway()), Timeouts(answer=5, write=5)
+    return GsiftpChannel(tls, door, timeouts=patience, data=DataSettings(sessions=sessions))
+
+
+def puts(tmp_path: Path, number: int, size: int) -> list[Put]:
+    return [Put(spec_of(DATA[n : n + size]), write(tmp_path, DATA[n : n + size])) for n in range(number)]
+
+
+def test_one_login_serves_many_calls(site: SiteHome, serve: Serve, tmp_path: Path) -> None:
+    wire = FaultyWire(serve().address)
+    with closing(wire), closing(channel(site, f"gsiftp://127.0.0.1:{wire.port}/areas/main")) as here:
+        for put in puts(tmp_path, 5, 1000):
+            here.put(put.spec, put.path)
+            assert here.checksum(put.spec.key) == put.spec.sha256
+            with here.get(put.spec.key, length=10) as blocks:
+                assert len(b"".join(blocks)) == 10
+        assert wire.accepted == 1
+
+
+def test_a_full_area_refuses_what_does_not_fit_and_takes_the_rest(site: SiteHome, serve: Serve, tmp_path: Path) -> None:
+    """Refused in the middle of a flight: what was sent ahead is read away, and everything else is as it should be."""
+    room = 30
+    batch = puts(tmp_path, 100, 50_000)
+    provider = serve(quota=room * 50_000)
+    with closing(channel(site, provider.door)) as here:
+        found = {put.spec.key: outcome for put, outcome in here.put_many(batch)}
+        assert Counter(type(outcome) for outcome in found.values()) == {Stored: room, NoSpace: 100 - room}
+        listed = {stat.key for stat in here.list()}
+        assert listed == {key for key, outcome in found.items() if isinstance(outcome, Stored)}
+    assert provider.leftovers() == []
+
+
+def test_without_the_right_to_write_a_batch_is_denied(site: SiteHome, serve: Serve, tmp_path: Path) -> None:
+    rules = {"gateway": FULL_RULES["gateway"] - {"write"}}
+    with closing(channel(site, serve(rules=rules).door)) as here:
+        found = [outcome for _, outcome in here.put_many(puts(tmp_path, 20, 50_000))]
+        assert [type(outcome) for outcome in found] == [Denied] * 20
+
+
+def test_hundreds_go_and_come_in_order(site: SiteHome, serve: Serve, tmp_path: Path) -> None:
+    batch = puts(tmp_path, 300, 700)
+    with closing(channel(site, serve().door)) as here:
+        assert all(isinstance(outcome, Stored) for _, outcome in here.put_many(batch))
+        wants = [Want(put.spec.key) for put in batch]
+        wants[150:150] = [Want(spec_of(b"none").key)]
+        with here.get_many(wants) as gots:
+            for want, got in zip(wants, gots, strict=True):
+                if want is wants[150]:
+                    with pytest.raises(NotFound):
+                        list(got.blocks)
+                else:
+                    assert spec_of(b"".join(got.blocks)).key == want.key
+
+
+def test_a_skipped_answer_does_not_shift_the_next(site: SiteHome, serve: Serve, tmp_path: Path) -> None:
+    batch = puts(tmp_path, 12, 70_000)
+    with closing(channel(site, serve().door)) as here:
+        list(here.put_many(batch))
+        with here.get_many([Want(put.spec.key) for put in batch]) as gots:
+            for number, got in enumerate(gots):
+                if number % 3 == 0:
+                    assert spec_of(b"".join(got.blocks)).key == got.want.key
+                elif number % 3 == 1:
+                    next(got.blocks)
+
+
+def test_a_door_of_ours_has_its_own_form(site: SiteHome, serve: Serve) -> None:
+    url = serve().url
+    with closing(channel(site, f"{url}/srv/dgis")) as here, pytest.raises(DoorURL, match="areas"):
+        here.stat(spec_of(b"none").key)
