@@ -177,8 +177,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         slow = self._waiting[0].kind in SLOW
         batch = self._batch(1 if slow else BATCH)
         self._working = True
-        future = self._loop.run_in_executor(self._pools.slow if slow else self._pools.data, self._answer, batch)
-        future.add_done_callback(self._worked)
+        (self._pools.slow if slow else self._pools.data).submit(self._work, batch)
         if (
             not self._reading
             and self._waiting_bytes < MOST_WAITING_BYTES // 2
@@ -200,8 +199,12 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             batch.append(request)
         return batch
 
+    def _work(self, batch: list[Request]) -> None:
+        """Work on a batch (in the pool), and go on in the event loop."""
+        outcome = self._answer(batch)
+        self._loop.call_soon_threadsafe(self._worked, outcome)
+
     def _answer(self, batch: list[Request]) -> _Outcome:
-        """Work on a batch (in the pool)."""
         answers: list[bytes] = []
         try:
             for request in batch:
@@ -215,9 +218,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             return _Outcome(answers, "internal error")
         return _Outcome(answers)
 
-    def _worked(self, future: asyncio.Future[_Outcome]) -> None:
+    def _worked(self, outcome: _Outcome) -> None:
         self._working = False
-        outcome = future.result()
         if self._lost:
             self._close_files()
         if self._over:

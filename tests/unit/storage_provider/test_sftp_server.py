@@ -354,6 +354,33 @@ def test_a_client_that_takes_no_answers_costs_no_memory(site: SiteHome, tmp_path
                 assert sftp.listdir("/areas") == ["main"]
 
 
+def test_a_client_that_exchanges_keys_for_ever_is_put_out(served: Sftpd) -> None:
+    """It begins a key exchange, does not go on with it, and asks for bytes: all answers wait for the new keys."""
+    with client(served) as sftp:
+        sftp.putfo(io.BytesIO(DATA), WHERE, confirm=False)
+    with transport(served.address, key_of(served.site.gateway())) as made:
+        channel = made.open_session(window_size=2**32 - 1, max_packet_size=32768, timeout=5)
+        channel.invoke_subsystem("sftp")
+        channel.sendall(INIT + _open(WHERE))
+        assert channel.recv(4096)
+        made.packetizer.read_message = lambda: time.sleep(3600)
+        channel.sendall(_packet(Kind.STAT, 2, _text(b"/")))
+        assert channel.recv(4096)  # the last that is read: the reader sleeps now
+        made._send_kex_init()
+        before = psutil.Process().memory_info().rss
+        with pytest.raises((OSError, EOFError)):
+            for _ in range(1000):
+                message = paramiko.Message()
+                message.add_byte(bytes([94]))
+                message.add_int(channel.remote_chanid)
+                message.add_string(
+                    b"".join(_packet(Kind.READ, n, _text(b"1") + struct.pack(">QI", 0, 255_000)) for n in range(40))
+                )
+                made.packetizer.send_message(message)
+                time.sleep(0.02)
+        assert psutil.Process().memory_info().rss - before < 60 * 1024 * 1024
+
+
 def _send_all(channel: paramiko.Channel, data: bytes) -> None:
     try:
         channel.sendall(data)
