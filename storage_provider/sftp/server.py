@@ -13,8 +13,8 @@ from asyncssh.kex import get_kex_algs
 
 from certs.config import IdentityConfig
 from certs.credential import Credential
-from certs.errors import ConfigError
-from certs.files import signature_of
+from certs.errors import ConfigError, CredentialError
+from certs.files import Signature, signature_of
 from certs.gridmap import Gridmap
 from certs.log import get_log
 from certs.sshpeers import SshPeers
@@ -119,11 +119,21 @@ class SftpServer:
                 await asyncio.wait_for(self._stopping.wait(), SWEEP_SECONDS)
             except TimeoutError:
                 lobby.sweep(judge=self._judge)
-                if signature_of(self._credential.key) != key_seen:
-                    key_seen = signature_of(self._credential.key)
-                    acceptor.update(server_host_keys=[self._host_key()])
+                key_seen = self._renew(acceptor, key_seen)
         acceptor.close()
         await self._end_all(lobby)
+
+    def _renew(self, acceptor: asyncssh.SSHAcceptor, seen: Signature | None) -> Signature | None:
+        """Take our own key anew when its file has changed; one that cannot be used is logged, the old one kept."""
+        now = signature_of(self._credential.key)
+        if now != seen:
+            try:
+                self._credential.check()
+                acceptor.update(server_host_keys=[self._host_key()])
+                log.info("sftp_host_key_reloaded")
+            except (CredentialError, asyncssh.KeyImportError, OSError) as error:
+                log.error("sftp_host_key_kept", reason=str(error))
+        return now
 
     def _judge(self, login: Login) -> None:
         assert self._loop is not None

@@ -177,8 +177,11 @@ class Login(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Admit a key whose certificate is known and good; the proof that the client has the key comes after this.
 
-        asyncssh asks again for the key that the client signs with, directly before it checks the signature.
+        asyncssh asks again for the key that the client signs with, and then checks the signature and completes the
+        login without anything in between: the last key asked for is the one that was proved.
         """
+        if self.admitted:
+            return False
         self._tried += 1
         if self._tried > 2 * _MOST_KEYS_TRIED:
             self.end("too many keys tried")
@@ -195,6 +198,11 @@ class Login(asyncssh.SSHServer):
         """Note the login."""
         self.admitted = True
         self.touch()
+        try:
+            log.info("sftp_login", dn=str(self._peer().dn), address=self.address)
+        except TrustError as error:  # revoked within the last milliseconds
+            self.refused = str(error)
+            self.end_if_refused()
 
     def session_requested(self) -> SftpSession | bool:
         """Open an SFTP session."""

@@ -25,3 +25,8 @@ class SftpSettings:
     per_address: int = 60
     open_files: int = 128
     disk_threads: int = 8
+
+    def __post_init__(self) -> None:
+        counts = (self.connections, self.waiting, self.per_address, self.open_files, self.disk_threads)
+        if min(counts) < 1 or min(self.grace_seconds, self.idle_seconds) <= 0:
+            raise ValueError("limits of the SFTP server must be positive")

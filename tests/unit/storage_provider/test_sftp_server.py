@@ -162,6 +162,67 @@ def test_an_operator_may_read_only(served: Sftpd) -> None:
                 act()
 
 
+def test_only_the_key_that_was_proved_counts(served: Sftpd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator asks about a gateway's key as well, before and after its own login: it stays an operator."""
+    gateway, operator = served.site.gateway(), served.site.operator()
+    ask = paramiko.Message()
+    ask.add_byte(bytes([50]))
+    for word in ("anyone", "ssh-connection", "publickey"):
+        ask.add_string(word)
+    ask.add_boolean(False)
+    ask.add_string(key_of(gateway).get_name())
+    ask.add_string(key_of(gateway).asbytes())
+    with closing(paramiko.Transport(socket.create_connection(served.address, 5))) as made:
+        made.start_client(timeout=5)
+        send = made._send_message
+
+        def send_both(message: paramiko.Message) -> None:
+            if message.asbytes()[:1] == bytes([50]):
+                send(ask)
+            send(message)
+
+        made._send_message = send_both
+        # "That key would do" has the number of a question of another method
+        handler = paramiko.auth_handler.AuthHandler
+        monkeypatch.setattr(handler, "_parse_userauth_info_request", lambda handler, message: None)
+        made.auth_publickey("anyone", key_of(operator))
+        send(ask)
+        sftp = paramiko.SFTPClient.from_transport(made)
+        assert sftp is not None and sftp.listdir("/areas") == ["main"]
+        with pytest.raises(PermissionError):
+            sftp.open(PART, "w")
+
+
+def test_a_renewed_key_is_shown_and_a_broken_one_is_not(
+    fresh_site: SiteHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_room, "SWEEP_SECONDS", 0.1)
+    gateway, storage, other = fresh_site.gateway(), fresh_site.storage(), fresh_site.storage("se9")
+    with sftpd(fresh_site, tmp_path, clients=(gateway,)) as served:
+
+        def shown() -> bytes:
+            with transport(served.address, key_of(gateway)) as made:
+                return made.get_remote_server_key().asbytes()
+
+        first = shown()
+        storage.key.write_text("not a key")
+        time.sleep(0.5)
+        assert shown() == first
+        storage.cert.write_bytes(other.cert.read_bytes())
+        storage.key.write_bytes(other.key.read_bytes())
+        until(lambda: shown() == key_of(other).asbytes())
+
+
+def test_ipv6_and_another_name(site: SiteHome, tmp_path: Path) -> None:
+    settings = SftpSettings(host="::1", advertise="se1.example.org")
+    with sftpd(site, tmp_path, settings=settings, clients=(site.gateway(),)) as served:
+        assert served.url == f"sftp://se1.example.org:{served.address[1]}" and served.address[0] == "::1"
+        with client(served) as sftp:
+            assert sftp.listdir("/areas") == ["main"]
+    with sftpd(site, tmp_path, settings=SftpSettings(host="::1")) as served:
+        assert served.url == f"sftp://[::1]:{served.address[1]}"
+
+
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 def test_who_is_revoked_is_put_out(
     fresh_site: SiteHome, tmp_path: Path, busy: bool, monkeypatch: pytest.MonkeyPatch
