@@ -14,17 +14,16 @@ from storage_provider.errors import NotFound, StorageError, Unreachable, Unsuppo
 from storage_provider.gridftp.client.asking import list_objects, space_of, stat_of
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.getting import Getting
-from storage_provider.gridftp.client.link import Dial, plainly
-from storage_provider.gridftp.client.pulling import Pulling
+from storage_provider.gridftp.client.link import DataIdentity, Dial, plainly
+from storage_provider.gridftp.client.pulling import Pairs, Pulling
 from storage_provider.gridftp.client.session import Opening, Session
-from storage_provider.gridftp.client.sessions import Sessions
+from storage_provider.gridftp.client.sessions import STALE_SECONDS, Sessions
 from storage_provider.gridftp.client.staging import Staging, checksum_of
 from storage_provider.gridftp.client.storing import Storing
 from storage_provider.gridftp.settings import DataSettings
 from storage_provider.keys import parse_prefix
 from storage_provider.timeouts import Timeouts
 
-STALE_SECONDS = 1.0
 OWN = Capabilities(
     ranged_get=True,
     resume_put=True,
@@ -74,7 +73,8 @@ class GsiftpChannel:
         """
         self._door = Door.parse(door)
         opening = Opening(self._door, tls, timeouts or Timeouts(), data or DataSettings(), permit, dial)
-        self._sessions = Sessions(opening)
+        self._sessions = Sessions(opening, DataIdentity(ours=self._door.own))
+        self._pairs = Pairs(opening)
         self._staging = Staging(self._door, tls.credential.dn())
         self._storing = Storing(self._sessions, self._staging)
 
@@ -164,7 +164,7 @@ class GsiftpChannel:
         self, spec: ObjectSpec, source_doors: Sequence[str], permit: str | None, *, acting_for: str | None = None
     ) -> Stored:
         """Have a source's server send straight to this door's."""
-        return Pulling(self._sessions, self._staging, spec, acting_for).run(source_doors, permit)
+        return Pulling(self._pairs, self._staging, spec, acting_for).run(source_doors, permit)
 
     def space(self) -> Space:
         """Ask for the space of this door's area."""
@@ -175,6 +175,7 @@ class GsiftpChannel:
     def close(self) -> None:
         """Close the sessions."""
         self._sessions.close()
+        self._pairs.close()
 
     def _again(self, call: Callable[[Session], T]) -> T:
         """Ask in a session; once more in a new one when a kept connection turned out to be gone."""

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import select
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 from storage_provider.channel import ObjectSpec, Stored
 from storage_provider.errors import Corrupt, DoorURL, StorageError, Unreachable, Unsupported
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.hearing import Hearing
+from storage_provider.gridftp.client.link import DataIdentity
 from storage_provider.gridftp.client.putting import stored_now
-from storage_provider.gridftp.client.session import Session
-from storage_provider.gridftp.client.sessions import Sessions
+from storage_provider.gridftp.client.session import Opening, Session
+from storage_provider.gridftp.client.sessions import STALE_SECONDS, Sessions
 from storage_provider.gridftp.client.staging import Staging
 from storage_provider.gridftp.markers import format_spans
 from storage_provider.ranges import Ranges
@@ -27,6 +29,8 @@ from storage_provider.wire import SINGLE_PUT_BYTES
 
 # How long the other end may take to say why, when one end only saw the connection break
 _REASON_SECONDS = 1.0
+# Sources whose sessions are kept
+_MOST_SOURCES = 8
 
 
 class SourceFault(Exception):
@@ -37,11 +41,70 @@ class SourceFault(Exception):
         self.error = error
 
 
+class Pairs:
+    """Sessions in pairs: one at this door, one at a source, with a data credential that only these two get."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Sessions, Sessions]] = {}
+
+    @contextmanager
+    def lent(self, source: Door, permit: str | None, *, fresh: bool) -> Iterator[tuple[Session, Session]]:
+        """Lend (sender, target); raises SourceFault when the source cannot be had."""
+        targets, senders = self._of(source)
+        with targets.lent(fresh=fresh) as target, _blamed(senders.lent(fresh=fresh)) as sender:
+            if sender.identity is not target.identity:
+                target.control.broken = sender.control.broken = True
+                raise target.control.lost("the sessions of a copy were made at different times")
+            _shown(sender, permit)
+            yield sender, target
+
+    def close(self) -> None:
+        """Close the sessions."""
+        with self._lock:
+            known, self._known = self._known, {}
+        for pair in known.values():
+            for sessions in pair:
+                sessions.close()
+
+    def _of(self, source: Door) -> tuple[Sessions, Sessions]:
+        with self._lock:
+            pair = self._known.pop(source.url, None)
+            if pair is None:
+                identity = DataIdentity(ours=source.own and self._opening.door.own)
+                opening = replace(self._opening, door=source, permit=None)
+                pair = Sessions(self._opening, identity), Sessions(opening, identity)
+            self._known[source.url] = pair  # the last one used is the last one to go
+            old = self._known.pop(next(iter(self._known))) if len(self._known) > _MOST_SOURCES else ()
+        for sessions in old:
+            sessions.close()
+        return pair
+
+
+@contextmanager
+def _blamed(lent: AbstractContextManager[Session]) -> Iterator[Session]:
+    """Lend a source's session; that there is none is the source's fault."""
+    with ExitStack() as stack:
+        try:
+            session = stack.enter_context(lent)
+        except StorageError as error:
+            raise SourceFault(error) from error
+        yield session
+
+
+def _shown(sender: Session, permit: str | None) -> None:
+    try:
+        sender.show(permit)
+    except StorageError as error:
+        raise SourceFault(error) from error
+
+
 class Pulling:
     """The pull of one object to the door of a channel."""
 
-    def __init__(self, sessions: Sessions, staging: Staging, spec: ObjectSpec, acting_for: str | None) -> None:
-        self._sessions = sessions
+    def __init__(self, pairs: Pairs, staging: Staging, spec: ObjectSpec, acting_for: str | None) -> None:
+        self._pairs = pairs
         self._staging = staging
         self._spec = spec
         self._acting_for = acting_for
@@ -54,8 +117,7 @@ class Pulling:
         last: StorageError | None = None
         for source in sources:
             try:
-                with self._sessions.lent(up=None) as target:
-                    return self._from(source, permit, target)
+                return self._from(source, permit)
             except SourceFault as fault:
                 last = fault.error
             except Corrupt as error:  # a source that has rotted; another one may be sound
@@ -63,27 +125,25 @@ class Pulling:
         assert last is not None
         raise last
 
-    def _from(self, source: Door, permit: str | None, target: Session) -> Stored:
-        target.acting(self._acting_for)
-        if not self._staging.verified(target, [self._spec])[0]:
-            self._staging.prepare(target)
-            with self._at(source, permit, target) as sender:
-                self._copy(sender, target)
-            self._staging.commit(target, self._spec)
-        return stored_now(self._spec)
+    def _from(self, source: Door, permit: str | None) -> Stored:
+        """Copy from one source; once more with new sessions when kept ones turned out to be closed."""
+        began = time.monotonic()
+        try:
+            return self._between(source, permit, fresh=False)
+        except (SourceFault, Unreachable) as fault:
+            error = fault.error if isinstance(fault, SourceFault) else fault
+            if not isinstance(error, Unreachable) or time.monotonic() - began > STALE_SECONDS:
+                raise
+        return self._between(source, permit, fresh=True)
 
-    @contextmanager
-    def _at(self, source: Door, permit: str | None, target: Session) -> Iterator[Session]:
-        """Log in at the source, with the target's data credential."""
-        opening = replace(self._sessions.opening, door=source, permit=permit)
-        try:
-            session = Session(opening, target.identity)
-        except StorageError as error:
-            raise SourceFault(error) from error
-        try:
-            yield session
-        finally:
-            session.close()
+    def _between(self, source: Door, permit: str | None, *, fresh: bool) -> Stored:
+        with self._pairs.lent(source, permit, fresh=fresh) as (sender, target):
+            target.acting(self._acting_for)
+            if not self._staging.verified(target, [self._spec])[0]:
+                self._staging.prepare(target)
+                self._copy(sender, target)
+                self._staging.commit(target, self._spec)
+            return stored_now(self._spec)
 
     def _copy(self, sender: Session, target: Session) -> None:
         spec, key = self._spec, self._spec.key
@@ -126,11 +186,16 @@ class _Both:
                 self._hear_sender()
                 self._in()
         except SourceFault:
-            self._target.control.broken = True  # it still waits for a connection, or for bytes
+            self._give_up()
             raise
         except StorageError as error:
-            self._target.control.broken = True
+            self._give_up()
             raise self._better(error) from error
+
+    def _give_up(self) -> None:
+        """Have both sessions closed: the ends may still wait for one another."""
+        for session in (self._sender, self._target):
+            session.control.broken = True
 
     def _hear_sender(self) -> None:
         try:

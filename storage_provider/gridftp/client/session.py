@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from certs.tls import ReloadingContext
+from certs.tls import ReloadingContext, Side
 from storage_provider.errors import DoorURL, Refused, StorageError, Unreachable
 from storage_provider.gridftp.addresses import (
     Endpoint,
@@ -55,6 +54,7 @@ class Session:
         self._opening = opening
         self.identity = identity
         self._acting_for: str | None = None
+        self._permit: str | None = None
         self._mode = "S"
         self.link: Link | None = None
         self.moving = False
@@ -62,6 +62,7 @@ class Session:
         self.control = Control(opening.door, opening.tls, opening.timeouts)
         try:
             self._set_up()
+            self.show(opening.permit)
         except BaseException:
             self.close()
             raise
@@ -101,6 +102,14 @@ class Session:
         named = quote(acting_for, safe="/=:@,.+*'()") if acting_for is not None else ""
         self.control.ask(f"SITE ACTINGFOR {named}".rstrip())
         self._acting_for = acting_for
+
+    def show(self, permit: str | None) -> None:
+        """Show a permit to one of our own servers; one that is not for us does no harm, it is judged when used."""
+        if not self.door.own or permit == self._permit:
+            return
+        self.control.send(f"SITE PERMIT {permit or ''}".rstrip())
+        self.control.final()
+        self._permit = permit
 
     def linked(self, *, up: bool) -> bool:
         """Tell whether a mode E data connection of this direction is kept."""
@@ -156,21 +165,19 @@ class Session:
 
     def join(self, endpoint: Endpoint, heard: Heard, *, up: bool) -> None:
         """Connect to a far side that listens, after the transfer's command was sent."""
-        self._shake(self.identity.wrap(connect(endpoint, self.control, self._opening.dial), "client"), heard, up)
+        self._shake(connect(endpoint, self.control, self._opening.dial), "client", heard, up)
 
     def accepted(self, sock: socket.socket, heard: Heard, *, up: bool) -> None:
         """Take a connection that the far side made; whoever connects is the TLS client."""
-        self._shake(self.identity.wrap(sock, "server"), heard, up)
+        self._shake(sock, "server", heard, up)
 
-    def _shake(self, tls: ssl.SSLSocket, heard: Heard, up: bool) -> None:
-        self.link = Link(tls, self.control, up=up)
+    def _shake(self, sock: socket.socket, side: Side, heard: Heard, up: bool) -> None:
+        self.link = Link(sock, self.identity, side, self.control, up=up)
         self.link.shake(heard)
 
     def _set_up(self) -> None:
         control = self.control
         commands = ["FEAT", "TYPE I", f"PBSZ {_PROTECTION_BUFFER}", "DCAU A", "PROT P", f"DCSC P {self.identity.blob}"]
-        if self._opening.permit and self.door.own:
-            commands.append(f"SITE PERMIT {self._opening.permit}")
         control.send(*commands)
         features = control.final()
         replies = [control.final() for _ in commands[1:]]
@@ -181,8 +188,7 @@ class Session:
             )
             raise DoorURL(f"this server {teach}", door=self.door.url)
         for command, reply in zip(commands[1:], replies, strict=True):
-            # A permit that is not for us does no harm: what is asked later is judged without it
-            if reply.kind in (4, 5) and not command.startswith("SITE PERMIT"):
+            if reply.kind in (4, 5):
                 raise self._not_private(command, fault_of(reply, door=self.door.url))
 
     def _not_private(self, command: str, error: StorageError) -> StorageError:

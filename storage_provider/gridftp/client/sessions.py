@@ -10,13 +10,16 @@ from storage_provider.errors import Unreachable
 from storage_provider.gridftp.client.link import DataIdentity
 from storage_provider.gridftp.client.session import Opening, Session
 
+# A kept connection that was closed while idle shows it at once; what takes longer is the far side's trouble
+STALE_SECONDS = 1.0
+
 
 class Sessions:
     """Lends sessions; keeps at most `opening.data.sessions` idle ones. More in use at once are opened and closed."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, identity: DataIdentity) -> None:
         self.opening = opening
-        self._identity = DataIdentity()
+        self._identity = identity
         self._lock = threading.Lock()
         self._idle: list[Session] = []
         self._closed = False
