@@ -141,11 +141,10 @@ def test_lists_and_takes_whole_folders(pair: Pair) -> None:
     assert "objects/" in pair.good(PRIVATE, "-list", area).stdout
     folder = pair.url(SMALL).rpartition("/")[0] + "/"
     assert path_of(SMALL)[-64:] in pair.good(PRIVATE, "-list", folder).stdout
-    for options in ((), ("-fast",)):
-        pair.good(PRIVATE, *options, "-r", "-cd", area + "objects/", pair.local("all") + "/")
-        found = sorted(path.name for path in (pair.work / "all").rglob("*") if path.is_file())
-        assert found == pair.ours.objects()
-        shutil.rmtree(pair.work / "all")
+    # The stock client takes 50 ms per file and folder in mode S, from its own server, too
+    pair.good(PRIVATE, "-fast", "-r", "-cd", area + "objects/", pair.local("all") + "/")
+    found = sorted(path.name for path in (pair.work / "all").rglob("*") if path.is_file())
+    assert found == pair.ours.objects()
 
 
 @pytest.mark.parametrize("options", [(), ("-fast",), ("-fast", "-pp", "-p", "2")], ids=["mode-s", "fast", "parallel"])

@@ -6,6 +6,7 @@ import contextlib
 import random
 import socket
 import ssl
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,11 +39,12 @@ class DataIdentity:
 class DataPath:
     """Data connections; used by the session's thread alone."""
 
-    def __init__(self, settings: GsiftpSettings, host: str, *, owner: DN, trust: Trust) -> None:
+    def __init__(self, settings: GsiftpSettings, host: str, *, owner: DN, trust: Trust, turn: threading.Lock) -> None:
         self._settings = settings
         self._host = host
         self._owner = owner
         self._trust = trust
+        self._turn = turn
         self._listener: socket.socket | None = None
         self._targets: tuple[Endpoint, ...] = ()
         self._identity: DataIdentity | None = None
@@ -134,7 +136,7 @@ class DataPath:
 
     def _take(self, sock: socket.socket, *, server_side: bool) -> Stream:
         try:
-            stream = Stream(sock, self._context(server_side), server_side=server_side)
+            stream = Stream(sock, self._context(server_side), server_side=server_side, turn=self._turn)
         except BaseException:
             sock.close()
             raise

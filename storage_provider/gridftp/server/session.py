@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ class Shared:
     gridmap: Gridmap
     settings: GsiftpSettings
     delegation: Callable[[], Delegation] = Delegation
+    turn: threading.Lock = field(default_factory=threading.Lock)
     _buffers: deque[Scratch] = field(default_factory=deque)
 
     @contextmanager
@@ -141,7 +143,7 @@ class Session:
         trust = self._shared.tls.trust
         self.caller = Caller(entrant.chain, trust=trust, gridmap=self._shared.gridmap, se=self._shared.service.name)
         self.tree = Tree(self._shared.service, self.caller.identify)
-        self.data = DataPath(self.settings, self._host, owner=self.caller.dn, trust=trust)
+        self.data = DataPath(self.settings, self._host, owner=self.caller.dn, trust=trust, turn=self._shared.turn)
         if entrant.delegated is not None:
             self.delegated = DataIdentity("delegated", entrant.delegated)
             self.data.identify_by(self.delegated)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,12 +51,19 @@ class Scratch:
 
 
 class Stream:
-    """One data connection; not thread-safe. `context` is made for this connection alone."""
+    """One data connection; not thread-safe. `context` is made for this connection alone.
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
+    TLS lets go of the interpreter's lock for each record, which costs more than the record when another thread is after
+    it. So all sessions take turns (`turn`) at ciphering a buffer; meanwhile the others hash and write.
+    """
+
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, turn: threading.Lock
+    ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
+        self._turn = turn
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
@@ -106,23 +114,17 @@ class Stream:
         `ended` says that the peer has closed, `ragged` that it did so without TLS's farewell. Raises StreamError,
         BlockError, and what `write` raises.
         """
-        plain, at, turn = scratch.plain, 0, 0
-        while turn < _TURN_BYTES:
-            room = min(parser.wanted, len(plain)) - at
-            if room <= 0:
-                _hand_on(parser, write, plain[:at])
-                at = 0
-                if not parser.wanted:
-                    break
-                continue
-            count = self._decrypt(room, plain[at:], scratch.raw)
+        moved = 0
+        while moved < _TURN_BYTES and parser.wanted:
+            with self._turn:
+                count = self._gather(min(parser.wanted, len(scratch.plain)), scratch)
             if not count:
                 break
-            at += count
-            turn += count
-        if at:
-            _hand_on(parser, write, plain[:at])
-        return turn > 0
+            pieces, _ = parser.feed(scratch.plain[:count])
+            for offset, piece in pieces:
+                write(offset, piece)
+            moved += count
+        return moved > 0
 
     def offer(self, plain: memoryview) -> int:
         """Encrypt the beginning of `plain` and send what the socket takes; returns how much of it is on its way."""
@@ -130,8 +132,9 @@ class Stream:
             return 0
         done, stop = 0, min(len(plain), SLICE_BYTES)
         try:
-            while done < stop:
-                done += self.tls.write(plain[done:stop])
+            with self._turn:
+                while done < stop:
+                    done += self.tls.write(plain[done:stop])
         except ssl.SSLError as error:
             raise StreamError("TLS broke while sending") from error
         self.flush()
@@ -173,6 +176,16 @@ class Stream:
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()
+
+    def _gather(self, most: int, scratch: Scratch) -> int:
+        """Return how many plain bytes, of `most` at most, have come into `scratch`."""
+        at = 0
+        while at < most:
+            count = self._decrypt(most - at, scratch.plain[at:], scratch.raw)
+            if not count:
+                break
+            at += count
+        return at
 
     def _decrypt(self, room: int, target: memoryview, raw: memoryview) -> int:
         """Return how many plain bytes were put into `target`; 0 when nothing has come, or the end."""
@@ -216,9 +229,3 @@ class Stream:
         except OSError as error:
             raise StreamError("the data connection was cut") from error
         return True
-
-
-def _hand_on(parser: Parser, write: Callable[[int, memoryview], None], data: memoryview) -> None:
-    pieces, _ = parser.feed(data)
-    for offset, piece in pieces:
-        write(offset, piece)

@@ -569,7 +569,7 @@ def test_who_goes_away_leaves_nothing(door: OwnServer, site: SiteHome) -> None:
 
 
 def test_idle_sessions_and_silent_transfers_end(site: SiteHome, tmp_path: Path) -> None:
-    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(idle_seconds=1.0)) as door:
+    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(idle_seconds=0.5)) as door:
         with Raw(door.address) as silent:
             check(silent.reply(), 421)  # before the login
         with Raw(door.address) as client:
