@@ -281,10 +281,10 @@ def session_threads() -> list[str]:
     return [each.name for each in threading.enumerate() if each.name.startswith("gsiftp-session")]
 
 
-def settled(seconds: float = 5.0) -> bool:
-    """Wait until no session is left."""
+def settled(seconds: float = 5.0, *, left: int = 0) -> bool:
+    """Wait until no session, or so many, are left."""
     deadline = time.monotonic() + seconds
-    while session_threads():
+    while len(session_threads()) > left:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)

@@ -595,6 +595,7 @@ def test_sessions_are_limited_in_all_and_per_party(site: SiteHome, tmp_path: Pat
             two.login(site.gateway())
             with Raw(door.address) as three, pytest.raises(AssertionError, match="421"):
                 three.login(site.gateway())
+            assert settled(left=2)
             with Raw(door.address) as other, Raw(door.address) as fourth:
                 other.login(site.operator())
                 assert fourth.greeting.code == 220
