@@ -29,6 +29,7 @@ from storage_provider.uploads import Uploads
 SYNC_BYTES = 64 * 1024 * 1024
 # A running transfer's rights are judged again this often (seconds)
 JUDGE_SECONDS = 1.0
+_LOCKS = 64
 
 
 class Target(Protocol):
@@ -179,18 +180,15 @@ class Writers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[str, Writing] = {}
-        self._making: dict[str, threading.Lock] = {}
+        self._making = tuple(threading.Lock() for _ in range(_LOCKS))
 
     def begin(self, name: str, make: Callable[[], Writing]) -> Writing:
         """Close the Writing of this name (it keeps what came), then make and register the new one."""
-        with self._lock:
-            making = self._making.setdefault(name, threading.Lock())
-        with making:
+        with self._making[hash(name) % _LOCKS]:
             self.end(name)
             writing = make()
             with self._lock:
                 self._open[name] = writing
-                self._making.pop(name, None)
         return writing
 
     def end(self, name: str) -> None:
