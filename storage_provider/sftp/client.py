@@ -20,13 +20,15 @@ from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, 
 from storage_provider.errors import Busy, Faulty, LocalFault, NotFound, StorageError, Unreachable, Unsupported
 from storage_provider.keys import parse_prefix
 from storage_provider.sftp import client_packets as packets
+from storage_provider.sftp import client_replies as replies
 from storage_provider.sftp.client_door import Door
 from storage_provider.sftp.client_errors import Failed
 from storage_provider.sftp.client_get import Reader, failing, regular
 from storage_provider.sftp.client_list import Entries, entries, listed
-from storage_provider.sftp.client_packets import ProtocolError
+from storage_provider.sftp.client_parts import Claims, sweep
 from storage_provider.sftp.client_pool import Pool
-from storage_provider.sftp.client_put import Claims, Putting, sweep
+from storage_provider.sftp.client_put import Putting
+from storage_provider.sftp.client_replies import ProtocolError, Reply
 from storage_provider.sftp.client_session import Lost, Session, Steps, ask, attempt
 from storage_provider.timeouts import Timeouts
 
@@ -136,7 +138,7 @@ class SftpChannel:
         if not self._door.own:
             raise Unsupported("a foreign SFTP server computes no checksums; read the object", door=self.door, key=key)
         patience = self._timeouts.verifying(self.stat(key).size)
-        return packets.parse_text(self._ask(packets.checksum(path, patience=patience), key).extended)
+        return replies.parse_text(self._ask(packets.checksum(path, patience=patience), key).extended)
 
     def delete(self, key: str) -> None:
         """Delete the object."""
@@ -166,7 +168,7 @@ class SftpChannel:
 
     def space(self) -> Space:
         """Return the space of the area, or of the file system below a foreign directory."""
-        volume = packets.parse_volume(self._ask(packets.statvfs(self._door.root), "").extended)
+        volume = replies.parse_volume(self._ask(packets.statvfs(self._door.root), "").extended)
         return Space(total=volume.total, free=volume.available, used=volume.total - volume.free)
 
     def close(self) -> None:
@@ -246,7 +248,7 @@ class SftpChannel:
 
     # -- all --------------------------------------------------------------------------------------------------------
 
-    def _ask(self, call: packets.Call, key: str) -> packets.Reply:
+    def _ask(self, call: packets.Call, key: str) -> Reply:
         return self._again(lambda fresh: self._run(lambda _session: ask(call), key, fresh=fresh))
 
     def _run(self, steps: Callable[[Session], Steps[T]], key: str, *, fresh: bool) -> T:

@@ -15,7 +15,8 @@ from storage_provider.errors import (
     Unreachable,
     Unsupported,
 )
-from storage_provider.sftp.client_packets import Code, Status
+from storage_provider.sftp.client_replies import Status
+from storage_provider.sftp.numbers import Code
 
 _BY_WORD = {
     kind.problem_type: kind

@@ -13,8 +13,9 @@ from storage_provider.errors import NotFound, Refused, StorageError, Unreachable
 from storage_provider.ranges import Span
 from storage_provider.sftp import client_packets as packets
 from storage_provider.sftp.client_errors import Failed
-from storage_provider.sftp.client_packets import Attrs, Code, Flag, Piece, Reply, Status
+from storage_provider.sftp.client_replies import Attrs, Piece, Reply, Status
 from storage_provider.sftp.client_session import ASKED_BYTES, TAKE, Session, Steps, Ticket, checked
+from storage_provider.sftp.numbers import Code, Flag
 
 # How many objects are opened ahead of the one that is read
 AHEAD = 16

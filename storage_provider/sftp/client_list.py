@@ -12,8 +12,9 @@ from storage_provider.keys import parse_key
 from storage_provider.sftp import client_packets as packets
 from storage_provider.sftp.client_errors import Failed
 from storage_provider.sftp.client_get import regular
-from storage_provider.sftp.client_packets import Attrs, Code
+from storage_provider.sftp.client_replies import Attrs
 from storage_provider.sftp.client_session import Steps, ask
+from storage_provider.sftp.numbers import Code
 
 # Folders that are read at once; each holds 1/65536 of the objects
 _AT_ONCE = 16

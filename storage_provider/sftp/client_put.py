@@ -7,8 +7,6 @@ is made durable, read back, and renamed: the rename is the commit, and what it s
 from __future__ import annotations
 
 import os
-import secrets
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +18,13 @@ from storage_provider.checksum import blocks
 from storage_provider.errors import Corrupt, Faulty, LocalFault, NoSpace, StorageError
 from storage_provider.ranges import Span
 from storage_provider.sftp import client_packets as packets
+from storage_provider.sftp import client_replies as replies
 from storage_provider.sftp.client_errors import Failed
 from storage_provider.sftp.client_get import digest, regular
-from storage_provider.sftp.client_packets import Flag, ProtocolError
+from storage_provider.sftp.client_parts import Claims
+from storage_provider.sftp.client_replies import Attrs, ProtocolError
 from storage_provider.sftp.client_session import TAKE, Session, Steps, ask, attempt, checked
+from storage_provider.sftp.numbers import Flag
 from storage_provider.wire import SINGLE_PUT_BYTES
 
 # Tries of a put in a row that bring it no byte further
@@ -32,48 +33,6 @@ TRIES = 4
 FLIGHT_BYTES = 2 * 1024 * 1024
 # A part of ours that was touched this recently may have a living writer in another process
 _ALIVE_SECONDS = 60
-
-
-class Claims:
-    """Which parts this channel writes, and which it left behind; thread-safe.
-
-    A part's name says what it will be and whose it is, so that a later call finds and resumes it. Two writers must
-    never share a file: the second one's bytes would land in an object that the first one has verified and renamed.
-    """
-
-    def __init__(self, mark: str) -> None:
-        self.mark = mark
-        self._lock = threading.Lock()
-        self._active: set[str] = set()
-        self._left: set[str] = set()
-
-    def claim(self, sha256: str) -> str:
-        """Return the name of a part that nobody else here writes."""
-        name = self.common(sha256)
-        with self._lock:
-            if name in self._active:
-                name = self.other(sha256)
-            self._active.add(name)
-        return name
-
-    def common(self, sha256: str) -> str:
-        """Return the name under which an interrupted put of ours is found again."""
-        return f"{sha256}.{self.mark}.part"
-
-    def other(self, sha256: str) -> str:
-        """Return a name that nobody has."""
-        return f"{sha256}.{self.mark}-{secrets.token_hex(4)}.part"
-
-    def release(self, name: str, *, left: bool) -> None:
-        """Give a name back; `left`: something of it may lie at the far side."""
-        with self._lock:
-            self._active.discard(name)
-            (self._left.add if left else self._left.discard)(name)
-
-    def ours(self, name: str) -> bool:
-        """Say whether this channel left the part behind, so that nobody writes it now."""
-        with self._lock:
-            return name in self._left
 
 
 @dataclass(slots=True)
@@ -115,7 +74,7 @@ class Putting:
         if (yield from _size(path)) == spec.size:
             try:
                 reply = yield from ask(packets.checksum(path, patience=patience))
-                if packets.parse_text(reply.extended) == spec.sha256:
+                if replies.parse_text(reply.extended) == spec.sha256:
                     return
             except Failed as failed:
                 if not failed.absent:
@@ -123,7 +82,7 @@ class Putting:
         spans: tuple[Span, ...] = ((0, spec.size),) if spec.size else ()
         if spec.size > SINGLE_PUT_BYTES:
             reply = yield from ask(packets.missing(path, spec.size))
-            spans = packets.parse_spans(reply.extended, spec.size)
+            spans = replies.parse_spans(reply.extended, spec.size)
         handle = (yield from ask(packets.open_file(path, Flag.WRITE | Flag.CREATE, size=spec.size))).handle
         try:
             for span in spans:
@@ -250,7 +209,7 @@ class Putting:
         if error.vague and session.has("statvfs@openssh.com"):
             try:
                 reply = yield from ask(packets.statvfs(session.door.root))
-                room = packets.parse_volume(reply.extended).available
+                room = replies.parse_volume(reply.extended).available
             except (Failed, ProtocolError):
                 return found
             if room < self.put.spec.size:
@@ -289,31 +248,11 @@ class Putting:
                 continue
 
 
-def sweep(session: Session, mark: str, *, older: float) -> Steps[None]:
-    """Remove our own parts at a foreign server that nobody has touched for `older` seconds."""
-    stage, limit = session.door.stage, time.time() - older
-    try:
-        handle = (yield from ask(packets.opendir(stage))).handle
-    except Failed:
-        return
-    stale: list[str] = []
-    try:
-        while True:
-            for name, attrs in (yield from ask(packets.readdir(handle))).names:
-                owner = name.removesuffix(".part").rpartition(".")[2].partition("-")[0]
-                if name.endswith(".part") and owner == mark and (attrs.modified or limit) < limit and "/" not in name:
-                    stale.append(name)
-    except Failed:
-        yield from attempt(packets.close(handle))
-    for name in stale:
-        yield from attempt(packets.remove(f"{stage}/{name}"))
-
-
 def _size(path: str) -> Steps[int | None]:
     return regular((yield from _attrs(path)))
 
 
-def _attrs(path: str) -> Steps[packets.Attrs | None]:
+def _attrs(path: str) -> Steps[Attrs | None]:
     """Return a file's attributes, None when it is not there."""
     try:
         return (yield from ask(packets.lstat(path))).attrs

@@ -16,9 +16,12 @@ from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from storage_provider.errors import DoorURL, StorageError, Unreachable
 from storage_provider.sftp import client_packets as packets
+from storage_provider.sftp import client_replies as replies
 from storage_provider.sftp.client_door import Door
 from storage_provider.sftp.client_errors import Failed
-from storage_provider.sftp.client_packets import Call, Code, Limits, Piece, ProtocolError, Replies, Reply, Status
+from storage_provider.sftp.client_packets import Call
+from storage_provider.sftp.client_replies import Limits, Piece, ProtocolError, Replies, Reply, Status
+from storage_provider.sftp.numbers import Code
 from storage_provider.timeouts import Timeouts
 
 # Bytes that a session lets the server send ahead; less than the transport's window
@@ -184,7 +187,7 @@ class Session:
             raise DoorURL(_NOT_OWN if self.door.own else _OWN, door=self.door.url)
         if self.has("limits@openssh.com"):
             try:
-                self.limits = packets.parse_limits(self.run(ask(packets.limits())).extended)
+                self.limits = replies.parse_limits(self.run(ask(packets.limits())).extended)
             except (Failed, ProtocolError):
                 self.limits = Limits()
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from storage_provider.errors import Denied, LocalFault, NotFound, Refused, StorageError, Unsupported
 from storage_provider.paths import parse_path, resolve
 from storage_provider.sftp import server_packets as packets
-from storage_provider.sftp.server_packets import LONGEST_DATA, Attributes, BadPacket, Code, Flag, Kind, Request
+from storage_provider.sftp.numbers import Code, Flag, Kind
+from storage_provider.sftp.server_packets import LONGEST_DATA, Attributes, BadPacket, Request
 from storage_provider.tree import Node, Tree
 from storage_provider.writing import JUDGE_SECONDS, Writing
 

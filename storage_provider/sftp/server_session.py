@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import asyncssh
 
 from certs.log import get_log
+from storage_provider.sftp.numbers import Kind
 from storage_provider.sftp.server_files import SftpFiles
-from storage_provider.sftp.server_packets import BadPacket, Framer, Kind, Request
+from storage_provider.sftp.server_packets import BadPacket, Framer, Request
 
 # What may wait to be worked on before the client is made to wait, and what one turn in the pool takes
 MOST_WAITING_BYTES = 2 * 1024 * 1024

@@ -12,9 +12,11 @@ from storage_provider.channel import Put
 from storage_provider.errors import Unreachable
 from storage_provider.sftp import server_packets as packets
 from storage_provider.sftp.client_door import Door
-from storage_provider.sftp.client_put import Claims, Putting
+from storage_provider.sftp.client_parts import Claims
+from storage_provider.sftp.client_put import Putting
 from storage_provider.sftp.client_session import Session
-from storage_provider.sftp.server_packets import Attributes, Code, Flag, Framer, Kind, Request
+from storage_provider.sftp.numbers import Code, Flag, Kind
+from storage_provider.sftp.server_packets import Attributes, Framer, Request
 from storage_provider.timeouts import Timeouts
 from tests.conformance.memory_channel import spec_of
 

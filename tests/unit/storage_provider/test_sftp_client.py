@@ -27,15 +27,16 @@ from storage_provider.errors import (
     StorageError,
     Unreachable,
 )
-from storage_provider.sftp import client_packets, client_transport, server_packets
+from storage_provider.sftp import client_packets, client_replies, client_transport, server_packets
 from storage_provider.sftp.client import SftpChannel
 from storage_provider.sftp.client_door import Door
 from storage_provider.sftp.client_errors import Failed
 from storage_provider.sftp.client_get import Reader, digest
 from storage_provider.sftp.client_list import entries, listed
-from storage_provider.sftp.client_packets import Attrs, Code, Flag, Piece, ProtocolError, Replies, Reply, Status
-from storage_provider.sftp.client_put import Claims, sweep
+from storage_provider.sftp.client_parts import Claims, sweep
+from storage_provider.sftp.client_replies import Attrs, Piece, ProtocolError, Replies, Reply, Status
 from storage_provider.sftp.client_session import ASKED_BYTES, Session, Steps, ask
+from storage_provider.sftp.numbers import Code, Flag, Kind
 from storage_provider.sftp.server_packets import Attributes, Framer
 from tests.conformance.memory_channel import spec_of
 from tests.helpers.fakesftp import DOOR, OPENSSH, FakeSftp, putting
@@ -149,10 +150,10 @@ def test_what_must_come_first(first: bytes) -> None:
 
 def test_spans_that_are_none() -> None:
     good = server_packets.extended_spans(1, [(0, 5), (7, 9)])[9:]
-    assert client_packets.parse_spans(good, 9) == ((0, 5), (7, 9))
+    assert client_replies.parse_spans(good, 9) == ((0, 5), (7, 9))
     for size, spans in ((8, [(0, 5), (7, 9)]), (9, [(5, 4)]), (9, [(3, 5), (4, 6)])):
         with pytest.raises(ProtocolError):
-            client_packets.parse_spans(server_packets.extended_spans(1, spans)[9:], size)
+            client_replies.parse_spans(server_packets.extended_spans(1, spans)[9:], size)
 
 
 def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -346,7 +347,7 @@ def test_a_writer_whose_part_was_taken_finds_the_object(tmp_path: Path) -> None:
                 step = steps.send(answer)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            if getattr(step, "kind", None) == client_packets.Kind.EXTENDED and b"posix-rename" in step.body:  # type: ignore[union-attr]
+            if getattr(step, "kind", None) == Kind.EXTENDED and b"posix-rename" in step.body:  # type: ignore[union-attr]
                 for name in parts(far):
                     del far.files[f"/srv/stage/{name}"]
                 far.folders |= set(DOOR.folders(spec_of(DATA).key))

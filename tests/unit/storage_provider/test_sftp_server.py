@@ -29,8 +29,8 @@ from certs.gridmap import Gridmap, map_dn
 from certs.trust import Trust
 from storage_provider.errors import LocalFault
 from storage_provider.sftp import server as server_room
+from storage_provider.sftp.numbers import Flag, Kind
 from storage_provider.sftp.server import SftpServer
-from storage_provider.sftp.server_packets import Flag, Kind
 from storage_provider.sftp.settings import SftpSettings
 from tests.conformance.memory_channel import spec_of
 from tests.helpers.pki import SiteHome
