@@ -107,6 +107,8 @@ class Getting:
         try:
             if not self._sent:
                 self._send_first(session, number, hearing)
+            elif not session.linked(up=False):
+                session.join(session.listening(session.control.final()), hearing, up=False)
             hearing.begin()
             self._send_ahead(session, number)
         except StorageError:
@@ -182,15 +184,19 @@ class Getting:
             session.accepted(accept(waiting, session.control, hearing), hearing, up=False)
 
     def _send_ahead(self, session: Session, number: int) -> None:
-        """Ask for the next transfers while this one's bytes come; they use the same data connection."""
-        if not session.linked(up=False):
-            return
+        """Ask for the next transfers while this one's bytes come.
+
+        In mode E they use the same data connection. In stream mode the next one only, with a port for it: the far side
+        sees to both the moment this one has ended.
+        """
+        kept = session.linked(up=False)
+        most = _AHEAD if kept else 2 * session.extended
         commands: list[str] = []
         at = (self._sent[-1] if self._sent else number) + 1
-        while len(self._sent) < _AHEAD and at in self._spans:
+        while len(self._sent) < most and at in self._spans:
             if isinstance(self._spans[at], _Span):
                 self._sent.append(at)
-                commands.append(self._command(session, at))
+                commands += [self._command(session, at)] if kept else ["EPSV", self._command(session, at)]
             at += 1
         if commands:
             session.control.send(*commands)

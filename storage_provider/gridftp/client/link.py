@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from certs.tls import Side, pinned_context
+from certs.tls import Side, holds_pinned, pinned_context
 from storage_provider.errors import StorageError, Unreachable
 from storage_provider.gridftp import dcsc
 from storage_provider.gridftp.addresses import Endpoint
@@ -59,6 +59,7 @@ class DataTls:
 
     def __init__(self, credential: dcsc.DataCredential) -> None:
         self.blob = credential.blob
+        self.pem = credential.pem
         self._contexts: dict[Side, ssl.SSLContext] = {
             "client": pinned_context(credential.pem, "client"),
             "server": pinned_context(credential.pem, "server"),
@@ -82,6 +83,7 @@ class Link:
         self.closing = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = tls.context(side).wrap_bio(self._incoming, self._outgoing, server_side=side == "server")
+        self._pem = tls.pem
         self._sock = sock
         self._sock.setblocking(False)
         self._raw = memoryview(bytearray(_RAW_BYTES))
@@ -100,6 +102,8 @@ class Link:
             self._flush(heard)
         except (OSError, ValueError) as error:
             raise self._broken("the data connection failed", heard) from error
+        if not holds_pinned(self._tls, self._pem):
+            raise self.lost("the data connection ends at somebody else's")
 
     def _stepped(self) -> bool:
         try:

@@ -21,6 +21,7 @@ from storage_provider.gridftp.client.control import Control
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.faults import fault_of
 from storage_provider.gridftp.client.link import DataTls, Dial, Heard, Link, connect, listener
+from storage_provider.gridftp.replies import Reply
 from storage_provider.gridftp.settings import DataSettings
 from storage_provider.timeouts import Timeouts
 
@@ -45,7 +46,7 @@ class Session:
     """One control connection with data channels set to private, and its cached mode E data connection.
 
     One thread at a time. `moving` is set while the data connection holds bytes of a transfer; `reused` says that the
-    session was lent before.
+    session was lent before, `extended` that the far side has answered EPSV.
     """
 
     def __init__(self, opening: Opening, identity: DataTls) -> None:
@@ -58,6 +59,7 @@ class Session:
         self._mode = "S"
         self.link: Link | None = None
         self.moving = False
+        self.extended = False
         self.reused = False
         self.control = Control(opening.door, opening.tls, opening.timeouts)
         try:
@@ -131,21 +133,29 @@ class Session:
         self.drop_link()
         self.control.send("EPSV")
         reply = self.control.final()
+        if reply.code == 229:
+            self.extended = True
+            return self.listening(reply)
+        if reply.code not in (500, 501, 502, 504):
+            raise fault_of(reply, door=self.door.url)
+        return self.passive_address()
+
+    def listening(self, reply: Reply) -> Endpoint:
+        """Read the reply to EPSV."""
         try:
-            if reply.code == 229:
-                return self.control.peer, parse_epsv(reply.text)
-            if reply.code not in (500, 501, 502, 504):
-                raise fault_of(reply, door=self.door.url)
-            return self.passive_address()
+            return self.control.peer, parse_epsv(self.control.checked(reply).text)
         except Refused as error:
-            raise Unreachable(error.detail, door=self.door.url) from error
+            raise self.control.lost(error.detail) from error
 
     def passive_address(self) -> Endpoint:
         """Have the far side listen and name its full address, for a third party."""
         self.drop_link()
-        if is_ipv4(self.control.peer):
-            return parse_pasv(self.control.ask("PASV").text)
-        return self.control.peer, parse_epsv(self.control.ask("EPSV").text)
+        try:
+            if is_ipv4(self.control.peer):
+                return parse_pasv(self.control.ask("PASV").text)
+            return self.listening(self.control.ask("EPSV"))
+        except Refused as error:
+            raise self.control.lost(error.detail) from error
 
     def port(self, endpoint: Endpoint) -> None:
         """Have the far side connect to an address."""
