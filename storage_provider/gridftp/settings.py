@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 PortRange = tuple[int, int]
@@ -33,6 +34,8 @@ class GsiftpSettings:
 
     def __post_init__(self) -> None:
         _check_ports(self.data_ports)
+        if self.advertise is not None:
+            ipaddress.ip_address(self.advertise)
         if self.idle_seconds <= 0 or min(self.sessions, self.sessions_per_peer, self.streams) < 1:
             raise ValueError("idle_seconds, sessions, sessions_per_peer and streams must be positive")
 

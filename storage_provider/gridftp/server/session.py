@@ -19,7 +19,7 @@ from storage_provider.errors import Denied, StorageError
 from storage_provider.gridftp.blocks import BlockError
 from storage_provider.gridftp.commands import Command, CommandError, parse_command
 from storage_provider.gridftp.gss import GssError
-from storage_provider.gridftp.server import channels, moves, names
+from storage_provider.gridftp.server import channels, incoming, moves, names, outgoing
 from storage_provider.gridftp.server.answers import reply_to
 from storage_provider.gridftp.server.caller import Caller
 from storage_provider.gridftp.server.control import Control, SessionOver
@@ -207,4 +207,9 @@ _ALWAYS = {
     "ABOR": (226, "Nothing to abort"),
     "SYST": (215, "UNIX Type: L8"),
 }
-_HANDLERS: dict[str, Callable[[Session, str], None]] = {**names.VERBS, **channels.VERBS, **moves.VERBS}
+_HANDLERS: dict[str, Callable[[Session, str], None]] = {
+    **names.VERBS,
+    **channels.VERBS,
+    **incoming.VERBS,
+    **outgoing.VERBS,
+}

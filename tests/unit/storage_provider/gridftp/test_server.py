@@ -22,11 +22,13 @@ from certs.permit import Permit, sign
 from certs.tls import delegated_context, pinned_context
 from certs.trust import Trust
 from storage_provider.gridftp import dcsc
-from storage_provider.gridftp.addresses import format_eprt, format_port
+from storage_provider.gridftp.addresses import format_eprt, format_port, parse_spas
 from storage_provider.gridftp.blocks import block_header, end_of_data
 from storage_provider.gridftp.facts import parse_entry
 from storage_provider.gridftp.gss import DELEGATION, GssError
+from storage_provider.gridftp.markers import parse_restart
 from storage_provider.gridftp.replies import Reply, adat_token
+from storage_provider.gridftp.server import watch
 from storage_provider.gridftp.settings import GsiftpSettings
 from tests.helpers.gsiftp import CREDENTIAL, OwnServer, Raw, fds, path_of, serving, settled
 from tests.helpers.pki import SiteHome, fresh_site, other_site, site
@@ -393,6 +395,41 @@ def test_the_server_connects_when_asked_to(door: OwnServer, raw: Raw, spelling: 
         for each in links:
             each.do_handshake()
         assert raw.gather(links) == SMALL
+
+
+def test_bytes_are_never_changed(door: OwnServer, raw: Raw) -> None:
+    path = door.put(SMALL)
+    raw.must("TYPE A", 200)
+    raw.passive()
+    check(raw.ask(f"RETR {path}"), 504, "unsupported")
+    check(raw.ask(f"STOR {path}"), 504, "unsupported")
+
+
+def test_markers_tell_what_is_safe(door: OwnServer, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MARKER_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "_TICK_SECONDS", 0.05)
+    endpoint = raw.passive()
+    raw.send(f"ALLO {len(BIG)}", f"STOR {path_of(BIG)}")
+    check(raw.reply(), 200)
+    check(raw.reply(), 150)
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    stream.sendall(block_header(1_000_000, 2_000_000) + BIG[2_000_000:3_000_000])
+    while not (told := parse_restart((marker := [raw.reply(), raw.reply()])[1].text)):
+        assert [each.code for each in marker] == [112, 111]
+    assert told.spans[0][0] == 2_000_000 and told.spans[0][1] <= 3_000_000
+    stream.sendall(block_header(len(BIG), 0) + BIG + end_of_data(streams=1))
+    check(raw.final(), 226)
+
+
+def test_striped_addresses_are_those_of_one_stripe(door: OwnServer, raw: Raw) -> None:
+    path = door.put(SMALL)
+    (endpoint,) = parse_spas(raw.must("SPAS", 229).lines)
+    raw.send(f"RETR {path}")
+    check(raw.reply(), 150)
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    assert raw.gather([stream]) == SMALL
 
 
 def test_nobody_listens_where_the_server_should_connect(raw: Raw, door: OwnServer) -> None:
