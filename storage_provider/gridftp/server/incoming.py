@@ -17,10 +17,11 @@ from storage_provider.gridftp.markers import (
     performance_lines,
     restart_line,
 )
+from storage_provider.gridftp.server.behind import Behind
+from storage_provider.gridftp.server.behind import Write, WriteBehind
 from storage_provider.gridftp.server.moves import announce, require_channel, require_image
-from storage_provider.gridftp.server.receiving import BlockReceiver, Write, receive_stream
-from storage_provider.gridftp.server.stream import Scratch, StreamError
-from storage_provider.gridftp.server.watch import Watch
+from storage_provider.gridftp.server.receiving import BlockReceiver, receive_stream
+from storage_provider.gridftp.server.stream import StreamError
 from storage_provider.paths import parse_path
 from storage_provider.wire import SINGLE_PUT_BYTES
 from storage_provider.writing import Writing
@@ -82,7 +83,7 @@ class _Arrival:
             announce(session)
             with session.scratch() as scratch:
                 if session.state.mode == "E":
-                    BlockReceiver(watch, session.data, self._write, scratch).run()
+                    self._take_blocks(watch, scratch)
                 else:
                     self._take_stream(watch, scratch)
         except BaseException:
@@ -93,18 +94,24 @@ class _Arrival:
 
     @property
     def _write(self) -> Write:
-        if not self.start:
+        if not self.start or self.session.state.mode == "S":
             return self.writing.write
         return lambda offset, data: self.writing.write(offset + self.start, data)
 
-    def _take_stream(self, watch: Watch, scratch: Scratch) -> None:
-        """Receive in mode S, and refuse to take a cut for the end: it has no other mark (RFC 959 section 3.4.1).
+    def _take_blocks(self, watch: Watch, scratch: Scratch) -> None:
+        data = self.session.data
+        if self.size is None or self.size <= SINGLE_PUT_BYTES:
+            BlockReceiver(watch, data, self._write, scratch).run()
+            return
+        with Behind(self._write, len(scratch.plain)) as behind:
+            BlockReceiver(watch, data, behind.write, scratch).run()
+            behind.flush()
+
+    def _judge_end(self) -> None:
+        """Refuse to take a cut for the end of a file: mode S has no other mark (RFC 959 section 3.4.1).
 
         Some clients say no farewell. Then the size that was announced tells, or else an object's own digest.
         """
-        data = self.session.data
-        self.whole = receive_stream(watch, data, self.writing.write, scratch, offset=self.start)
-        data.reset()
         if self.whole or (self.size is None and parse_path(self.path).kind == "object"):
             return
         if self.size is None or not self.writing.received.covers(0, self.size):
@@ -131,8 +138,8 @@ def _swallow(session: Session) -> None:
     """Take off the kept connections what a client has sent ahead for a file that is refused."""
     watch = session.watch(judge=lambda: None, mark=lambda: None)
     try:
-        with session.scratch() as scratch:
-            BlockReceiver(watch, session.data, lambda _offset, _data: None, scratch).run()
+        with session.scratch() as scratch, WriteBehind(lambda _offset, _data: None, scratch) as sink:
+            BlockReceiver(watch, session.data, sink, scratch.raw).run()
     except (StreamError, BlockError):
         session.data.reset()
 
