@@ -81,6 +81,7 @@ class _Attempt:
     url: str
     began: float
     marked_at: float
+    heard_at: float
     marked: int = 0
     received: int = 0
     live: bool = True
@@ -104,7 +105,7 @@ class Fetch:
         self._se = tuple(doors for doors in source.doors if doors.urls)
         doubtful = {number for number, doors in enumerate(self._se) if route.rests(doors)}
         pieces = pieces_of(source.size, source.sha256, source.chunks)
-        self._plan = Plan(pieces, len(self._se), limits, doubtful=doubtful)
+        self._plan = Plan(pieces, [len(doors.urls) for doors in self._se], limits, doubtful=doubtful)
         self._pieces = pieces
         self._lock = threading.Lock()
         self._over: queue.SimpleQueue[tuple[_Attempt, Exception | None]] = queue.SimpleQueue()
@@ -158,7 +159,8 @@ class Fetch:
             if run is None:
                 return
             doors = self._se[run.source]
-            attempt = _Attempt(run, doors, self._route.order(doors)[0], self._route.clock(), time.monotonic())
+            now = time.monotonic()
+            attempt = _Attempt(run, doors, self._route.order(doors)[0], self._route.clock(), now, now)
             self._attempts[run.number] = attempt
             threading.Thread(target=self._work, args=(attempt, caller), name="fetch", daemon=True).start()
 
@@ -199,16 +201,17 @@ class Fetch:
                 self._broke(attempt, error)
 
     def _by_another_door(self, attempt: _Attempt, error: StorageError) -> bool:
-        """Leave a door that did not answer. True when its element has one that this fetch has not left: nothing is held
-        against the element then, and the run goes there at once."""
+        """Leave a door that did not answer. True when its element has one that this fetch has not left: the element is
+        not to blame then, and what was asked is asked again at once, there or elsewhere."""
         doors, left = attempt.doors, self._left.setdefault(attempt.doors.se, set())
-        self._route.failed(doors, attempt.url, error.detail, began=attempt.began)
+        silent = time.monotonic() - attempt.heard_at
+        self._route.failed(doors, attempt.url, error.detail, began=attempt.began, silent=silent)
         left.add(attempt.url)
         if left.issuperset(doors.urls):
             left.clear()
             return False
         with self._lock:
-            self._plan.run_ended(attempt.run)
+            self._plan.run_turned(attempt.run)
         return True
 
     def _broke(self, attempt: _Attempt, error: StorageError) -> None:
@@ -220,9 +223,11 @@ class Fetch:
     def _judge(self, patience: Patience) -> None:
         now = time.monotonic()
         for attempt in list(self._attempts.values()):
-            if now - attempt.marked_at < patience.stall_seconds:
+            # The second door of a host that froze is not worth the same wait as the first
+            share = 1 + len(self._left.get(attempt.doors.se, ()))
+            if now - attempt.marked_at < patience.stall_seconds / share:
                 continue
-            if attempt.received - attempt.marked < patience.stall_bytes:
+            if attempt.received - attempt.marked < patience.stall_bytes / share:
                 self._give_up(attempt)
                 self._failed(attempt, Unreachable("too slow", door=attempt.url, key=self._source.key))
             attempt.marked_at, attempt.marked = now, attempt.received
@@ -281,6 +286,7 @@ class Fetch:
                 raise _GivenUp
             self._landing.write(data, position)
             attempt.received += len(data)
+            attempt.heard_at = time.monotonic()
 
     def _settle(self, attempt: _Attempt, piece: Piece, sha256: str) -> None:
         if sha256 != piece.sha256:

@@ -2,8 +2,8 @@
 
 An object is cut into pieces (one per chunk digest; one in all without them). Free streams are given runs of consecutive
 pending pieces. A piece with a wrong digest is blamed on the source it came from and never asked of it again; a source
-that was cut off is asked again only when no other is better, and a few times at most; one that has not got the object,
-or refuses, is out at once.
+that was cut off is asked again only when no other is better, and a few times at most (each door of it is a try); one
+that has not got the object, or refuses, is out at once.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ def pieces_of(size: int, sha256: str, chunks: Sequence[str]) -> tuple[Piece, ...
 
 @dataclass(slots=True)
 class _SourceState:
+    tries: int
+    tries_left: int
     out: bool = False
     breaks: int = 0
+    turned: int = 0
     strikes: int = 0
     running: int = 0
     bad: set[int] = field(default_factory=set)
@@ -79,12 +82,18 @@ class Plan:
     """The mutable plan of one fetch; not thread-safe, the caller serialises."""
 
     def __init__(
-        self, pieces: Sequence[Piece], sources: int, limits: Limits, *, doubtful: Collection[int] = ()
+        self, pieces: Sequence[Piece], doors: Sequence[int], limits: Limits, *, doubtful: Collection[int] = ()
     ) -> None:
-        """Plan for sources 0..n-1 in order of preference; `doubtful` ones failed lately and get one try, last."""
+        """Plan for sources 0..n-1 in order of preference, with the number of doors of each.
+
+        `doubtful` ones failed lately and get one try by each door, last.
+        """
         self._pieces = tuple(pieces)
         self._limits = limits
-        self._sources = [_SourceState(breaks=limits.tries - 1 if n in doubtful else 0) for n in range(sources)]
+        tries = [max(1, limits.tries // count) for count in doors]
+        self._sources = [_SourceState(each, each) for each in tries]
+        for number in doubtful:
+            self._sources[number].breaks = self._sources[number].tries_left = 1
         self._pending = set(range(len(self._pieces)))
         self._running: dict[int, Run] = {}
         self._landed: set[int] = set()
@@ -112,8 +121,12 @@ class Plan:
         """Give the next request to start, or None when nothing can be started now."""
         if not self._pending or len(self._running) >= self._limits.streams:
             return None
-        usable = [(s.breaks, s.running, n) for n, s in enumerate(self._sources) if not s.out and self._pending - s.bad]
-        for breaks, running, source in sorted(usable):
+        usable = [
+            (s.breaks, s.turned, s.running, n)
+            for n, s in enumerate(self._sources)
+            if not s.out and self._pending - s.bad
+        ]
+        for breaks, _, running, source in sorted(usable):
             if breaks == min(usable)[0] and running < self._limits.streams_per_source:
                 return self._start(source, self._take(source))
         return None
@@ -135,13 +148,20 @@ class Plan:
         if run.number in self._running:
             self._pending.discard(piece.index)
             self._landed.add(piece.index)
-            self._sources[run.source].breaks = 0
+            state = self._sources[run.source]
+            state.breaks, state.turned, state.tries_left = 0, 0, state.tries
 
     def run_ended(self, run: Run) -> None:
         """Note that a request is over; what of it has not landed is pending again."""
         if self._running.pop(run.number, None) is not None:
             self._sources[run.source].running -= 1
             self._pending.update(piece.index for piece in run.pieces if piece.index not in self._landed)
+
+    def run_turned(self, run: Run) -> None:
+        """Note that a request broke off and its source has another door: no strike; sources without trouble first."""
+        if run.number in self._running:
+            self.run_ended(run)
+            self._sources[run.source].turned += 1
 
     def run_broke(self, run: Run) -> None:
         """Note that a request was cut off, silent or too slow: its source may be asked `tries` times in a row."""
@@ -150,7 +170,8 @@ class Plan:
         self.run_ended(run)
         state = self._sources[run.source]
         state.breaks += 1
-        state.out = state.out or state.breaks >= self._limits.tries
+        state.tries_left -= 1
+        state.out = state.out or state.tries_left <= 0
 
     def piece_bad(self, run: Run, piece: Piece) -> None:
         """Blame a wrong digest on the run's source: that piece is never asked of it again."""

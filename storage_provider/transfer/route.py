@@ -101,21 +101,16 @@ class Route:
             return self._order(doors)
 
     def rests(self, doors: Doors) -> bool:
-        """Tell whether every door of the element is resting (ask others first)."""
-        now = self.clock()
-        with self._lock:
-            return all(self._door(doors.se, url).rests_until > now for url in doors.urls)
+        """Tell whether no door of the element works, and the last that failed is resting (ask others first)."""
+        return self._back(doors, hope=LONGEST_REST) > 0
 
     def back_in(self, doors: Doors) -> float:
         """Return the seconds until it makes sense to ask an element again for which there is no other; 0: now.
 
-        At most HOPE_WITHIN after its last failure, however long its doors rest while others can be asked.
+        At most HOPE_WITHIN after its last failure, however long its doors rest while others can be asked. When no door
+        works, the last failure speaks for all: what froze a host freezes each of its doors.
         """
-        now = self.clock()
-        with self._lock:
-            states = [self._door(doors.se, url) for url in doors.urls]
-        waits = (min(state.rests_until, state.failed_at + HOPE_WITHIN) - now for state in states)
-        return max(0.0, min(waits, default=0.0))
+        return self._back(doors, hope=HOPE_WITHIN)
 
     def due_probe(self, doors: Doors) -> str | None:
         """Return a door that is preferred to the one in use, failed, and has rested; it then counts as being probed.
@@ -145,10 +140,10 @@ class Route:
             if self._order(doors)[0] == url:
                 self._use(doors, url)
 
-    def failed(self, doors: Doors, url: str, error: str, *, began: float) -> None:
+    def failed(self, doors: Doors, url: str, error: str, *, began: float, silent: float = 0.0) -> None:
         """Note that a door did not answer a call that began then; it rests for a while.
 
-        Calls that were under way together fail together: they count once.
+        Calls that were under way together fail together: they count once. `silent`: seconds without a byte at the end.
         """
         with self._lock:
             door, now = self._door(doors.se, url), self.clock()
@@ -156,6 +151,8 @@ class Route:
                 self._doors[doors.se, url] = replace(door, last_error=error, probing=False)
                 return
             rest = min(FIRST_REST * 2.0**door.failures, LONGEST_REST)
+            if silent > FIRST_REST:  # the next object must not wait in silence again
+                rest = max(rest, HOPE_WITHIN)
             self._doors[doors.se, url] = _Door(
                 min(door.failures + 1, 16), now + rest, now, last_error=error, last_ok=door.last_ok
             )
@@ -169,6 +166,15 @@ class Route:
             DoorHealth(url, not state.failures, url == in_use and not state.failures, state.last_error, state.last_ok)
             for url, state in states
         )
+
+    def _back(self, doors: Doors, *, hope: float) -> float:
+        now = self.clock()
+        with self._lock:
+            states = [self._door(doors.se, url) for url in doors.urls]
+        if not all(state.failures for state in states):
+            return 0.0
+        last = max(states, key=lambda state: state.failed_at, default=_Door())
+        return max(0.0, min(last.rests_until, last.failed_at + hope) - now)
 
     def _door(self, se: str, url: str) -> _Door:
         return self._doors.get((se, url), _Door())

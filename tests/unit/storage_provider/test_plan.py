@@ -14,7 +14,7 @@ SHA = hashlib.sha256(b"").hexdigest()
 
 
 def chunked(count: int) -> Plan:
-    return Plan(pieces_of(count * CHUNK_BYTES, SHA, (SHA,) * count), 3, Limits(run_bytes=2 * CHUNK_BYTES))
+    return Plan(pieces_of(count * CHUNK_BYTES, SHA, (SHA,) * count), [1] * 3, Limits(run_bytes=2 * CHUNK_BYTES))
 
 
 @settings(max_examples=300)
@@ -23,7 +23,7 @@ def test_always_ends_and_never_asks_the_blamed_again(pieces: int, sources: int, 
     size = pieces * CHUNK_BYTES if pieces > 1 else 10
     chunks = (SHA,) * pieces if pieces > 1 else ()
     limits = Limits(streams=3, streams_per_source=2, run_bytes=2 * CHUNK_BYTES, tries=2)
-    plan = Plan(pieces_of(size, SHA, chunks), sources, limits)
+    plan = Plan(pieces_of(size, SHA, chunks), [1] * sources, limits)
     running: list[tuple[Run, int]] = []
     blamed: set[tuple[int, int]] = set()
     out: set[int] = set()
@@ -79,7 +79,7 @@ def test_several_sources_share_the_work() -> None:
 
 
 def test_a_doubtful_source_is_asked_last_and_once() -> None:
-    plan = Plan(pieces_of(10, SHA, ()), 2, Limits(tries=3), doubtful={0})
+    plan = Plan(pieces_of(10, SHA, ()), [1, 1], Limits(tries=3), doubtful={0})
     first = plan.next_run()
     assert first is not None and first.source == 1
     plan.source_out(first)
@@ -90,7 +90,7 @@ def test_a_doubtful_source_is_asked_last_and_once() -> None:
 
 
 def test_two_replicas_with_different_bad_chunks_make_one_good_object() -> None:
-    plan = Plan(pieces_of(2 * CHUNK_BYTES, SHA, (SHA, SHA)), 2, Limits(streams=1))
+    plan = Plan(pieces_of(2 * CHUNK_BYTES, SHA, (SHA, SHA)), [1, 1], Limits(streams=1))
     run = plan.next_run()
     assert run is not None and run.source == 0
     plan.piece_bad(run, run.pieces[0])
@@ -103,3 +103,30 @@ def test_two_replicas_with_different_bad_chunks_make_one_good_object() -> None:
         else:
             plan.run_ended(run)
     assert plan.done
+
+
+def test_a_source_with_another_door_comes_after_those_without_trouble() -> None:
+    plan = Plan(pieces_of(10, SHA, ()), [3, 1], Limits(tries=3))
+    run = plan.next_run()
+    assert run is not None and run.source == 0
+    plan.run_turned(run)
+    run = plan.next_run()
+    assert run is not None and run.source == 1
+    plan.run_turned(run)
+    run = plan.next_run()
+    assert run is not None and run.source == 0
+    plan.run_broke(run)  # its last door: each was a try
+    runs = []
+    while (run := plan.next_run()) is not None:
+        runs.append(run.source)
+        plan.run_broke(run)
+    assert runs == [1, 1, 1] and plan.stuck
+
+
+def test_a_doubtful_source_gets_one_try_however_many_doors_it_has() -> None:
+    plan = Plan(pieces_of(10, SHA, ()), [2, 1], Limits(tries=4), doubtful={0})
+    asked = []
+    while (run := plan.next_run()) is not None:
+        asked.append(run.source)
+        plan.run_broke(run)
+    assert asked[0] == 1 and asked.count(0) == 1 and plan.stuck

@@ -96,6 +96,19 @@ def test_hope_is_never_far(line: Line) -> None:
     assert HOPE_WITHIN - 0.1 < line.route.back_in(ONLY) <= HOPE_WITHIN
 
 
+def test_the_last_failure_speaks_for_all_doors_of_a_frozen_host(line: Line) -> None:
+    for url in SE.urls:
+        began = line.clock.now
+        line.clock.now += 10.0
+        assert line.route.back_in(SE) == 0.0  # there is a door yet to ask
+        line.route.failed(SE, url, "silent", began=began, silent=10.0)
+    assert line.route.rests(SE)  # though the first door's rest is over
+    assert line.route.order(SE)[0] == "a://1"
+    assert line.route.back_in(SE) == HOPE_WITHIN
+    line.clock.now += HOPE_WITHIN
+    assert line.route.back_in(SE) == 0.0 and not line.route.rests(SE)
+
+
 def test_calls_that_fail_together_count_once(line: Line) -> None:
     began = line.clock.now
     for _ in range(8):
