@@ -27,7 +27,7 @@ class WriteBehind:
         self._taken = 0
         self._thread: threading.Thread | None = None
         self._jobs: queue.SimpleQueue[Sequence[Piece] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._under_way = False
         self.buffer = scratch.plain
 
@@ -74,7 +74,7 @@ class WriteBehind:
             try:
                 for offset, piece in pieces:
                     self._write(offset, piece)
-            except BaseException as error:  # it belongs to the session's thread, whatever it is
+            except Exception as error:  # noqa: BLE001  it is the session's, whatever it is
                 self._done.put(error)
             else:
                 self._done.put(None)

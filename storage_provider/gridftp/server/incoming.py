@@ -17,7 +17,6 @@ from storage_provider.gridftp.markers import (
     performance_lines,
     restart_line,
 )
-from storage_provider.gridftp.server.behind import Behind
 from storage_provider.gridftp.server.behind import Write, WriteBehind
 from storage_provider.gridftp.server.moves import announce, require_channel, require_image
 from storage_provider.gridftp.server.receiving import BlockReceiver, receive_stream
@@ -81,11 +80,14 @@ class _Arrival:
         watch = session.watch(judge=lambda: session.tree.check(self.path, "write"), mark=self._mark)
         try:
             announce(session)
-            with session.scratch() as scratch:
+            with session.scratch() as scratch, WriteBehind(self._write, scratch) as sink:
                 if session.state.mode == "E":
-                    self._take_blocks(watch, scratch)
+                    BlockReceiver(watch, session.data, sink, scratch.raw).run()
                 else:
-                    self._take_stream(watch, scratch)
+                    self.whole = receive_stream(watch, session.data, sink, scratch.raw, offset=self.start)
+            if session.state.mode == "S":
+                session.data.reset()
+                self._judge_end()
         except BaseException:
             session.data.reset()  # where its connections stand is unknown
             raise
@@ -97,15 +99,6 @@ class _Arrival:
         if not self.start or self.session.state.mode == "S":
             return self.writing.write
         return lambda offset, data: self.writing.write(offset + self.start, data)
-
-    def _take_blocks(self, watch: Watch, scratch: Scratch) -> None:
-        data = self.session.data
-        if self.size is None or self.size <= SINGLE_PUT_BYTES:
-            BlockReceiver(watch, data, self._write, scratch).run()
-            return
-        with Behind(self._write, len(scratch.plain)) as behind:
-            BlockReceiver(watch, data, behind.write, scratch).run()
-            behind.flush()
 
     def _judge_end(self) -> None:
         """Refuse to take a cut for the end of a file: mode S has no other mark (RFC 959 section 3.4.1).

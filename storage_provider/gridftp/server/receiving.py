@@ -1,15 +1,11 @@
-"""Receiving a file over one or many data connections, into whatever takes bytes at offsets."""
+"""Receiving a file over one or many data connections, into a sink of pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from storage_provider.gridftp.blocks import MOST_BYTES, BlockParser, Piece
 from storage_provider.gridftp.server.datapath import DataPath
-from storage_provider.gridftp.server.stream import Scratch, Stream, StreamError
+from storage_provider.gridftp.server.stream import Sink, Stream, StreamError
 from storage_provider.gridftp.server.watch import Watch
-
-Write = Callable[[int, memoryview], None]
 
 
 class _Plain:
@@ -28,7 +24,7 @@ class _Plain:
         return pieces, len(data)
 
 
-def receive_stream(watch: Watch, data: DataPath, write: Write, scratch: Scratch, *, offset: int) -> bool:
+def receive_stream(watch: Watch, data: DataPath, sink: Sink, raw: memoryview, *, offset: int) -> bool:
     """Receive in mode S; says whether the sender said farewell (else the end may be a cut). Raises StreamError."""
     parser = _Plain(offset)
     if data.active:
@@ -38,7 +34,7 @@ def receive_stream(watch: Watch, data: DataPath, write: Write, scratch: Scratch,
         for stream in list(data.streams):
             if not stream.secure:
                 watch.shake(stream)
-            while stream.secure and stream.pump(parser, write, scratch):
+            while stream.secure and stream.pump(parser, sink, raw):
                 watch.moved()
                 watch.tick()
             if stream.ended and stream.secure:
@@ -50,11 +46,11 @@ def receive_stream(watch: Watch, data: DataPath, write: Write, scratch: Scratch,
 class BlockReceiver:
     """Receives one file in mode E: any number of connections, until as many have ended as the sender announced."""
 
-    def __init__(self, watch: Watch, data: DataPath, write: Write, scratch: Scratch) -> None:
+    def __init__(self, watch: Watch, data: DataPath, sink: Sink, raw: memoryview) -> None:
         self._watch = watch
         self._data = data
-        self._write = write
-        self._scratch = scratch
+        self._sink = sink
+        self._raw = raw
         self._parsers: dict[Stream, BlockParser] = {}
         self._done = 0
         self._expected: int | None = None
@@ -87,7 +83,7 @@ class BlockReceiver:
             if stream not in self._data.streams:
                 del self._parsers[stream]
             return False
-        moved = stream.pump(parser, self._write, self._scratch)
+        moved = stream.pump(parser, self._sink, self._raw)
         if parser.streams is not None:
             self._expected = parser.streams
         if parser.ended:

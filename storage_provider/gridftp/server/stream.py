@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,10 +44,29 @@ class Parser(Protocol):
 
 @dataclass(slots=True)
 class Scratch:
-    """Buffers of one running transfer, used again by later ones."""
+    """Buffers of one running transfer, used again by later ones; `spare` is made when it is first needed."""
 
     raw: memoryview = field(default_factory=lambda: memoryview(bytearray(_RAW_BYTES)))
     plain: memoryview = field(default_factory=lambda: memoryview(bytearray(_PLAIN_BYTES)))
+    _spare: memoryview | None = None
+
+    @property
+    def spare(self) -> memoryview:
+        """A second buffer as large as `plain`."""
+        if self._spare is None:
+            self._spare = memoryview(bytearray(_PLAIN_BYTES))
+        return self._spare
+
+
+class Sink(Protocol):
+    """Takes the pieces of one file."""
+
+    @property
+    def buffer(self) -> memoryview:
+        """Where the next bytes are put."""
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Take over pieces, slices of `buffer`."""
 
 
 class Stream:
@@ -108,21 +127,20 @@ class Stream:
             self._send_pending()
             raise StreamError(f"TLS: {error.reason or 'cut'}") from error
 
-    def pump(self, parser: Parser, write: Callable[[int, memoryview], None], scratch: Scratch) -> bool:
-        """Take what has come and write its pieces; says whether anything came.
+    def pump(self, parser: Parser, sink: Sink, raw: memoryview) -> bool:
+        """Take what has come and hand its pieces to `sink`; says whether anything came.
 
         `ended` says that the peer has closed, `ragged` that it did so without TLS's farewell. Raises StreamError,
-        BlockError, and what `write` raises.
+        BlockError, and what `sink` raises.
         """
         moved = 0
         while moved < _TURN_BYTES and parser.wanted:
+            buffer = sink.buffer
             with self._turn:
-                count = self._gather(min(parser.wanted, len(scratch.plain)), scratch)
+                count = self._gather(buffer[: parser.wanted], raw)
             if not count:
                 break
-            pieces, _ = parser.feed(scratch.plain[:count])
-            for offset, piece in pieces:
-                write(offset, piece)
+            sink.take(parser.feed(buffer[:count])[0])
             moved += count
         return moved > 0
 
@@ -177,11 +195,11 @@ class Stream:
         """Close the connection."""
         self._sock.close()
 
-    def _gather(self, most: int, scratch: Scratch) -> int:
-        """Return how many plain bytes, of `most` at most, have come into `scratch`."""
+    def _gather(self, target: memoryview, raw: memoryview) -> int:
+        """Return how many plain bytes have come into `target`."""
         at = 0
-        while at < most:
-            count = self._decrypt(most - at, scratch.plain[at:], scratch.raw)
+        while at < len(target):
+            count = self._decrypt(len(target) - at, target[at:], raw)
             if not count:
                 break
             at += count
