@@ -108,10 +108,31 @@ class SftpFiles:
                 raise BadPacket("the first packet is INIT")
             self._begun = True
             return packets.version(EXTENSIONS)
-        verb = self._verbs.get(request.kind)
+        return self._answer(request, self._verbs.get(request.kind, _no_verb))
+
+    def commits(self, request: Request) -> bool:
+        """Tell whether a request is the close of an object that was written: its commit, which takes a disk's time."""
+        if request.kind != Kind.CLOSE:
+            return False
+        found = self._open.get(request.first())
+        return found is not None and found.writing is not None and parse_path(found.path).kind == "object"
+
+    def begin_commit(self, request: Request) -> tuple[str, Callable[[], bytes]]:
+        """Take a request that commits out of the order: (its object's path, what answers it, from any thread)."""
+        found = self._open.pop(request.first())
+
+        def commit(request: Request) -> bytes:
+            self._end(found, commit=True)
+            return packets.status(request.ident, Code.OK)
+
+        return found.path, lambda: self._answer(request, commit)
+
+    def path_of(self, request: Request) -> str:
+        """Return the resolved path that a request begins with."""
+        return resolve("/", request.first().decode("utf-8", errors="replace"))
+
+    def _answer(self, request: Request, verb: Callable[[Request], bytes]) -> bytes:
         try:
-            if verb is None:
-                raise Unsupported("this server has no such request")
             return verb(request)
         except StorageError as error:
             self._tree.refused(error)
@@ -325,6 +346,10 @@ class SftpFiles:
         span = None if length == _TO_THE_END else length
         digest = self._tree.checksum(path, algorithm=algorithm, offset=offset, length=span, stop=lambda: self._stopped)
         return packets.extended_text(request.ident, digest)
+
+
+def _no_verb(request: Request) -> bytes:
+    raise Unsupported("this server has no such request")
 
 
 def _reading(tree: Tree, path: str) -> _Open:

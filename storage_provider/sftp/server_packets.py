@@ -91,6 +91,11 @@ class Request:
                 self.blob()
         return Attributes(size, mode, modified)
 
+    def first(self) -> bytes:
+        """Return the string that it begins with (a handle, a path), without moving the cursor; b"" without one."""
+        length = int.from_bytes(self._frame[5:9])
+        return self._frame[9 : 9 + length] if len(self._frame) >= 9 + length else b""
+
     def answer_bytes(self) -> int:
         """Return about how long the answer to it may be, without moving the cursor."""
         if self.kind != Kind.READ:

@@ -1,8 +1,8 @@
-"""One SFTP session on an SSH channel: requests in, answers out, disk work in the pool; nothing grows without bound.
+"""One SFTP session on an SSH channel: requests in, answers out, disk work in the pools; nothing grows without bound.
 
-Requests are answered in order, a batch at a time: while a thread works on one batch, the event loop decrypts the next
-and encrypts the answers to the last. A client that sends too far ahead is not read from, one that does not take its
-answers gets no further work done.
+Requests are worked on in order, a batch at a time: while a thread works on one batch, the event loop decrypts the next
+and encrypts the answers to the last. Commits alone go on beside what follows them. A client that sends too far ahead is
+not read from, one that does not take its answers gets no further work done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import asyncssh
 
@@ -25,31 +26,37 @@ MOST_WAITING_BYTES = 2 * 1024 * 1024
 MOST_WAITING = 256
 BATCH_BYTES = 1024 * 1024
 BATCH = 64
-# Renames and our extensions verify: they may read whole objects
+# Renames and our extensions verify: they may read whole objects, and stand alone
 SLOW = frozenset({Kind.RENAME, Kind.EXTENDED})
+# So many objects of a session are committed beside each other; what follows goes on meanwhile, as far as it may be
+# reordered: requests of the same file may not (section 6.1 of the draft)
+MOST_COMMITS = 4
+_NAMELESS = frozenset({Kind.READ, Kind.WRITE, Kind.FSTAT, Kind.FSETSTAT, Kind.OPENDIR, Kind.READDIR, Kind.REALPATH})
+_ONE_PATH = frozenset({Kind.OPEN, Kind.STAT, Kind.LSTAT, Kind.REMOVE, Kind.SETSTAT, Kind.MKDIR})
 
 log = get_log()
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """Threads for bytes, and others for what may have to read a whole object, so that the bytes never wait for that."""
+    """Threads for bytes, for commits (which wait for the disk), and for checks that read whole objects.
+
+    So that the first never wait for the others, nor commits for checks.
+    """
 
     data: ThreadPoolExecutor
-    slow: ThreadPoolExecutor
+    commits: ThreadPoolExecutor
+    checks: ThreadPoolExecutor
 
     @classmethod
     def of(cls, threads: int) -> Pools:
-        """Make both of one size."""
-        return cls(
-            ThreadPoolExecutor(threads, thread_name_prefix="sftp-data"),
-            ThreadPoolExecutor(threads, thread_name_prefix="sftp-slow"),
-        )
+        """Make each of one size."""
+        return cls(*(ThreadPoolExecutor(threads, thread_name_prefix=f"sftp-{name}") for name in cls.__slots__))
 
     def close(self) -> None:
         """Wait for what is running."""
-        self.data.shutdown()
-        self.slow.shutdown()
+        for pool in (self.data, self.commits, self.checks):
+            pool.shutdown()
 
 
 @dataclass(slots=True)
@@ -87,6 +94,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._waiting_bytes = 0
         self._held: list[bytes] = []
         self._working = False
+        self._committing: list[str] = []
         self._reading = True
         self._blocked: set[str] = set()
         self._eof = False
@@ -149,7 +157,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         self._waiting.clear()
         self._held.clear()
         self._files.stop()
-        if not self._working:
+        if not self.busy:
             self._close_files()
 
     # -- flow ---------------------------------------------------------------------------------------------------
@@ -169,49 +177,72 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is being worked on."""
-        return self._working
+        """Whether something is being worked on."""
+        return self._working or bool(self._committing)
 
     def _work_on(self) -> None:
-        if self._working or self._held or self._over or not self._waiting:
-            return
-        slow = self._waiting[0].kind in SLOW
-        batch = self._batch(1 if slow else BATCH)
-        self._working = True
-        (self._pools.slow if slow else self._pools.data).submit(self._work, batch)
-        if (
-            not self._reading
-            and self._waiting_bytes < MOST_WAITING_BYTES // 2
-            and len(self._waiting) < MOST_WAITING // 2
-        ):
+        while self._waiting and not (self._working or self._held or self._over or self._must_wait(self._waiting[0])):
+            if self._files.commits(self._waiting[0]):
+                self._begin_commit(self._take())
+            else:
+                self._begin_batch()
+        low = self._waiting_bytes < MOST_WAITING_BYTES // 2 and len(self._waiting) < MOST_WAITING // 2
+        if low and not self._reading and not self._over:
             self._reading = True
             self._channel.resume_reading()
 
-    def _batch(self, most: int) -> list[Request]:
-        """Take the next requests: a slow one stands alone."""
-        batch: list[Request] = []
-        room = BATCH_BYTES
-        while self._waiting and len(batch) < most and room > 0:
-            if batch and self._waiting[0].kind in SLOW:
+    def _must_wait(self, request: Request) -> bool:
+        """Tell whether a request has to wait for the end of commits: too many, or one may be of the same file."""
+        if not self._committing or request.kind in _NAMELESS:
+            return False
+        if request.kind == Kind.CLOSE:
+            return len(self._committing) >= MOST_COMMITS and self._files.commits(request)
+        return request.kind not in _ONE_PATH or self._files.path_of(request) in self._committing
+
+    def _take(self) -> Request:
+        request = self._waiting.popleft()
+        self._waiting_bytes -= len(request)
+        return request
+
+    def _begin_commit(self, request: Request) -> None:
+        path, commit = self._files.begin_commit(request)
+        self._committing.append(path)
+
+        def work() -> None:
+            outcome = self._guarded([commit])
+            self._loop.call_soon_threadsafe(self._committed, path, outcome)
+
+        self._pools.commits.submit(work)
+
+    def _begin_batch(self) -> None:
+        first = self._take()
+        batch = [first]
+        room = BATCH_BYTES - len(first) - first.answer_bytes()
+        while first.kind not in SLOW and self._waiting and len(batch) < BATCH and room > 0:
+            following = self._waiting[0]
+            if following.kind in SLOW or self._files.commits(following) or self._must_wait(following):
                 break
-            request = self._waiting.popleft()
-            self._waiting_bytes -= len(request)
-            room -= len(request) + request.answer_bytes()
-            batch.append(request)
-        return batch
+            batch.append(self._take())
+            room -= len(following) + following.answer_bytes()
+        self._working = True
+        if first.kind == Kind.RENAME or first.first() == b"posix-rename@openssh.com":
+            pool = self._pools.commits
+        else:
+            pool = self._pools.checks if first.kind == Kind.EXTENDED else self._pools.data
+        pool.submit(self._work, batch)
 
     def _work(self, batch: list[Request]) -> None:
-        """Work on a batch (in the pool), and go on in the event loop."""
-        outcome = self._answer(batch)
+        """Work on a batch (in a pool), and go on in the event loop."""
+        outcome = self._guarded([partial(self._files.answer, request) for request in batch])
         self._loop.call_soon_threadsafe(self._worked, outcome)
 
-    def _answer(self, batch: list[Request]) -> _Outcome:
+    def _guarded(self, works: list[Callable[[], bytes]]) -> _Outcome:
         answers: list[bytes] = []
         try:
-            for request in batch:
-                if self._over:
+            for work in works:
+                if self._over and len(works) > 1:
                     break
-                answers.append(self._files.answer(request))
+                answers.append(work())
         except BadPacket as error:
             return _Outcome(answers, str(error))
         except Exception as error:
@@ -221,7 +252,14 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
 
     def _worked(self, outcome: _Outcome) -> None:
         self._working = False
-        if self._lost:
+        self._go_on(outcome)
+
+    def _committed(self, path: str, outcome: _Outcome) -> None:
+        self._committing.remove(path)
+        self._go_on(outcome)
+
+    def _go_on(self, outcome: _Outcome) -> None:
+        if self._lost and not self.busy:
             self._close_files()
         if self._over:
             return
@@ -230,8 +268,8 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._send(outcome.answers)
             self._break(outcome.broken)
             return
-        if self._blocked:
-            self._held = outcome.answers
+        if self._blocked or self._held:
+            self._held += outcome.answers
             return
         self._work_on()  # the next batch first: its thread reads while this one's answers are encrypted
         self._send(outcome.answers)
@@ -244,7 +282,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
             self._channel.write(b"".join(answers))
 
     def _finish_if_done(self) -> None:
-        if self._eof and not (self._over or self._working or self._waiting or self._held):
+        if self._eof and not (self._over or self.busy or self._waiting or self._held):
             self._over = True
             self._channel.exit(0)
 

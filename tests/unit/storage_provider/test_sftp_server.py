@@ -327,6 +327,41 @@ def _offer(address: tuple[str, int]) -> list[list[str]]:
     return lists
 
 
+# -- order ------------------------------------------------------------------------------------------------------
+
+
+def test_many_requests_at_once_keep_the_order_that_matters(served: Sftpd) -> None:
+    """Thirty objects, all requests sent before an answer is read: each stat after a close sees what was committed."""
+    blocks = [DATA[number : number + 5000] for number in range(30)]
+    asks, wanted = [INIT], {}
+    for number, block in enumerate(blocks):
+        path = _text(f"/areas/main/objects/{spec_of(block).key}".encode())
+        handle, ident = _text(b"%d" % (number + 1)), 10 * number
+        asks.append(_packet(Kind.OPEN, ident, path + struct.pack(">II", Flag.WRITE | Flag.CREATE, 0)))
+        asks.append(_packet(Kind.WRITE, ident + 1, handle + struct.pack(">Q", 0) + _text(block[:3000])))
+        asks.append(_packet(Kind.WRITE, ident + 2, handle + struct.pack(">Q", 3000) + _text(block[3000:])))
+        asks.append(_packet(Kind.CLOSE, ident + 3, handle))
+        asks.append(_packet(Kind.STAT, ident + 4, path))
+        asks.append(_packet(Kind.STAT, ident + 5, _text(b"/areas")))
+        kinds = (Kind.HANDLE, Kind.STATUS, Kind.STATUS, Kind.STATUS, Kind.ATTRS, Kind.ATTRS)
+        wanted |= {ident + step: kind for step, kind in enumerate(kinds)}
+    with transport(served.address, key_of(served.site.gateway())) as made, closing(made.open_session()) as channel:
+        channel.settimeout(10)
+        channel.invoke_subsystem("sftp")
+        channel.sendall(b"".join(asks))
+        channel.shutdown_write()
+        stream = b"".join(iter(lambda: channel.recv(65536), b""))
+    answers, at = {}, 4 + int.from_bytes(stream[:4])
+    while at < len(stream):
+        length, kind, ident = struct.unpack(">IBI", stream[at : at + 9])
+        if kind == Kind.STATUS:
+            assert stream[at + 9 : at + 13] == b"\0\0\0\0", stream[at : at + 100]
+        answers[ident] = kind
+        at += 4 + length
+    assert answers == wanted
+    assert len(served.objects()) == 30 and served.leftovers() == []
+
+
 # -- limits -----------------------------------------------------------------------------------------------------
 
 
