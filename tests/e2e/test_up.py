@@ -11,12 +11,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+from click.testing import CliRunner
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 
+from dgis.cli import cli
 from dgis.demo.images import Image
 from dgis.demo.viewer import STUDY_ROOT_FIND, Viewer
 from tests.helpers.dicomfiles import images, synth
@@ -88,6 +91,37 @@ def test_status_sees_a_well_grid(grid: Grid) -> None:
     assert {service["name"] for service in status["services"]} == {"catalog", "dgis", "se1", "se2"}
     text = grid.cli("status").stdout
     assert "All is well" in text and "Certificates" in text
+
+
+def test_storage_elements_by_command(grid: Grid, sent: list[Image]) -> None:
+    def se(*args: str, code: int = 0) -> Any:
+        """In this process: eleven starts of one would be most of the test."""
+        done = CliRunner().invoke(cli, ["se", *args, "--home", str(grid.home)])
+        assert done.exit_code == code, done.output
+        return json.loads(done.stdout) if "json" in args else done.output
+
+    _store(grid, sent)
+    grid.wait_drained()
+    rows = {row["name"]: row for row in se("list", "--format", "json")}
+    for name in ("se1", "se2"):
+        doors = rows[name]["doors"]
+        assert [door["url"] for door in doors] == list(grid.doors(name).values())
+        assert [door["url"].split(":")[0] for door in doors] == ["gsiftp", "sftp", "https"]
+        assert [door["in_use"] for door in doors] == [True, False, False]
+    tested = se("test", "se1", "--size", "1", "--format", "json")
+    assert [row["trouble"] for row in tested] == ["", "", ""] and all(row["put_mb_s"] > 0 for row in tested)
+    assert "no channel for ftp" in se("add", "se9", "--site", "b", "--door", "ftp://h/x", code=2)
+    closed = f"gsiftp://127.0.0.1:{free_port()}/areas/main"
+    doors = ("--door", grid.doors("se2")["https"], "--door", closed)
+    se("add", "se9", "--site", "b", "--state", "readonly", *doors)
+    partly = se("test", "se9", "--size", "0.1", "--format", "json", code=3)
+    assert [bool(row["trouble"]) for row in partly] == [True, False]  # sorted: gsiftp comes first
+    se("add", "se9", "--site", "b", "--state", "readonly", "--ordered", *doors)
+    (ordered,) = (row for row in se("list", "--format", "json") if row["name"] == "se9")
+    assert ordered["doors"][1]["url"] == closed
+    se("remove", "se9")
+    assert "copies" in se("remove", "se1", code=1)
+    assert {row["name"] for row in se("list", "--format", "json")} == {"se1", "se2"}
 
 
 def test_no_patient_data_in_logs_names_or_metrics(grid: Grid, sent: list[Image]) -> None:

@@ -82,6 +82,8 @@ def test_limits_timeouts_and_users_reach_the_dimse_edge(tmp_path: Path) -> None:
         ('[dimse_tls]\ncert = "a.pem"', "belong together"),
         ('[dimse_tls]\nclient_certificate = "never"', "client_certificate"),
         ("[dimse_limits]\nartim = 0", "artim"),
+        ("[transfer]\nports = [50199, 50000]", "lowest and the highest"),
+        ("[transfer]\nsessions = 0", "sessions"),
         ('[[user]]\nname = "a"\npasscode = "in clear"', "passcode"),
     ],
 )
