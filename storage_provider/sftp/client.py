@@ -33,7 +33,7 @@ from storage_provider.sftp.client_session import Lost, Session, Steps, ask, atte
 from storage_provider.timeouts import Timeouts
 
 # Objects of a batch on their way at the same time, over one connection
-TOGETHER = 8
+TOGETHER = 24
 PAUSE_SECONDS = 0.1
 # Parts that we left behind at a foreign server are removed after a day; our own servers do it by themselves
 STALE_SECONDS = 24 * 3600.0

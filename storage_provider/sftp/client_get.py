@@ -19,8 +19,6 @@ from storage_provider.sftp.numbers import Code, Flag
 
 # How many objects are opened ahead of the one that is read
 AHEAD = 16
-# Bytes of one object in flight while it is read back
-_FLIGHT_BYTES = 2 * 1024 * 1024
 
 
 def digest(session: Session, handle: bytes, size: int) -> Steps[str]:
@@ -28,7 +26,7 @@ def digest(session: Session, handle: bytes, size: int) -> Steps[str]:
     sha256, flight, sent = hashlib.sha256(), deque[int](), 0
     trouble: Status | None = None
     while flight or (sent < size and trouble is None):
-        while sent < size and trouble is None and len(flight) * session.limits.read < _FLIGHT_BYTES:
+        while sent < size and trouble is None and len(flight) * session.limits.read < ASKED_BYTES:
             span = min(session.limits.read, size - sent)
             yield packets.read(handle, sent, span)
             flight.append(span)

@@ -13,11 +13,11 @@ from storage_provider.sftp import client_packets as packets
 from storage_provider.sftp.client_errors import Failed
 from storage_provider.sftp.client_get import regular
 from storage_provider.sftp.client_replies import Attrs
-from storage_provider.sftp.client_session import Steps, ask
+from storage_provider.sftp.client_session import TAKE, Steps, ask, checked
 from storage_provider.sftp.numbers import Code
 
 # Folders that are read at once; each holds 1/65536 of the objects
-_AT_ONCE = 16
+_AT_ONCE = 24
 _DEPTH = 3  # v1/ab/cd
 
 Entries = tuple[tuple[str, Attrs], ...]
@@ -34,12 +34,15 @@ def entries(path: str) -> Steps[Entries]:
         if failed.absent:
             return ()
         raise
+    yield packets.readdir(handle)
     trouble: Failed | None = None
     while trouble is None:
+        yield packets.readdir(handle)  # one ahead: most folders end with the second
         try:
-            found += (yield from ask(packets.readdir(handle))).names
+            found += checked((yield TAKE)).names
         except Failed as failed:
             trouble = failed
+    yield TAKE
     yield from ask(packets.close(handle))
     if trouble.status.code != Code.EOF:
         raise trouble
@@ -54,13 +57,16 @@ def listed(prefix: str, fetch: Fetch) -> Iterator[Stat]:
 def _below(folders: Sequence[str], prefix: str, fetch: Fetch, depth: int) -> Iterator[Stat]:
     waiting = iter(folders)
     while some := list(islice(waiting, _AT_ONCE)):
+        inner: list[str] = []
         for folder, found in zip(some, fetch(some), strict=True):
             paths = {f"{folder}/{name}".lstrip("/"): attrs for name, attrs in found if "/" not in name}
             if depth:
-                yield from _below([path for path in sorted(paths) if _leads_to(path, prefix)], prefix, fetch, depth - 1)
+                inner += [path for path in sorted(paths) if _leads_to(path, prefix)]
                 continue
             stats = (_stat(path, paths[path]) for path in sorted(paths) if path.startswith(prefix))
             yield from (stat for stat in stats if stat is not None)
+        if inner:
+            yield from _below(inner, prefix, fetch, depth - 1)
 
 
 def _leads_to(folder: str, prefix: str) -> bool:

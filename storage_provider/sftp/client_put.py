@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,13 +23,14 @@ from storage_provider.sftp import client_replies as replies
 from storage_provider.sftp.client_errors import Failed
 from storage_provider.sftp.client_get import digest, regular
 from storage_provider.sftp.client_parts import Claims
-from storage_provider.sftp.client_replies import Attrs, ProtocolError
+from storage_provider.sftp.client_replies import Attrs, ProtocolError, Reply
 from storage_provider.sftp.client_session import TAKE, Session, Steps, ask, attempt, checked
 from storage_provider.sftp.numbers import Flag
 from storage_provider.wire import SINGLE_PUT_BYTES
 
 # Tries of a put in a row that bring it no byte further
 TRIES = 4
+FSYNC = "fsync@openssh.com"
 # Bytes of one object on their way to the far side
 FLIGHT_BYTES = 2 * 1024 * 1024
 # A part of ours that was touched this recently may have a living writer in another process
@@ -43,7 +45,7 @@ class Putting:
     claims: Claims
     tries: int = 0
     progress: int = 0
-    _flight: list[int] = field(default_factory=list)
+    _flight: deque[int] = field(default_factory=deque)
 
     def may_go_on(self) -> bool:
         """Count a try that was cut short; says whether another one is worth it."""
@@ -52,7 +54,7 @@ class Putting:
 
     def steps(self, session: Session) -> Steps[Stored]:
         """Store the object over this session; raises StorageError."""
-        self.progress, self._flight = 0, []
+        self.progress, self._flight = 0, deque()
         key = self.put.spec.key
         try:
             with _opened(self.put) as fd:
@@ -117,7 +119,7 @@ class Putting:
                 yield from attempt(packets.close(handle))
                 yield from attempt(packets.remove(part))
                 raise reason from error
-            yield from ask(packets.close(handle))
+            yield from self._finish(session, handle)
             if part != f"{session.door.stage}/{self.claims.common(spec.sha256)}":
                 # Who was writing that finds the object when it comes to its rename
                 yield from attempt(packets.remove(f"{session.door.stage}/{self.claims.common(spec.sha256)}"))
@@ -151,9 +153,13 @@ class Putting:
         spec = self.put.spec
         if start < spec.size:
             yield from self._send(session, fd, handle, (start, spec.size))
-        yield from self._drain()
-        yield from self._sync(session, handle)
-        size = regular((yield from ask(packets.fstat(handle))).attrs)
+        # Sent behind the last bytes: a round trip that is waited for alone is time lost on a long line
+        if session.has(FSYNC):
+            yield from self._ahead(self._sync(session, handle))
+        yield from self._ahead(packets.fstat(handle))
+        while len(self._flight) > 1:
+            yield from self._taken()
+        size = regular((yield from self._taken()).attrs)
         return size == spec.size and (yield from digest(session, handle, spec.size)) == spec.sha256
 
     def _publish(self, session: Session, handle: bytes, part: str, path: str) -> Steps[None]:
@@ -163,15 +169,12 @@ class Putting:
             yield from ask(call)
         except Failed as failed:
             if failed.absent:
-                for folder in session.door.folders(self.put.spec.key):
-                    yield from attempt(packets.mkdir(folder))
+                yield from _folders(session.door.folders(self.put.spec.key))
             elif posix or not failed.vague:
                 raise
             elif not (yield from self._holds(session, path)):
                 yield from ask(packets.remove(path))  # it is there already, and bad
             yield from self._rename_again(session, call, part, path)
-        # The file's second sync makes its new name durable, too, on the file systems that journal
-        yield from self._sync(session, handle)
 
     def _rename_again(self, session: Session, call: packets.Call, part: str, path: str) -> Steps[None]:
         try:
@@ -182,10 +185,15 @@ class Putting:
                 raise
             yield from attempt(packets.remove(part))
 
-    def _sync(self, session: Session, handle: bytes) -> Steps[None]:
-        if session.has("fsync@openssh.com"):
-            patience = session.timeouts.verifying(self.put.spec.size)
-            yield from ask(packets.patiently(packets.fsync(handle), patience))
+    def _sync(self, session: Session, handle: bytes) -> packets.Call:
+        return packets.patiently(packets.fsync(handle), session.timeouts.verifying(self.put.spec.size))
+
+    def _finish(self, session: Session, handle: bytes) -> Steps[None]:
+        """Close the file, with a second sync: it makes its new name durable on the file systems that journal."""
+        if session.has(FSYNC):
+            yield from self._ahead(self._sync(session, handle))
+        yield from self._ahead(packets.close(handle))
+        yield from self._drain()
 
     def _holds(self, session: Session, path: str) -> Steps[bool]:
         """Say whether the file at the far side is this object, by reading it."""
@@ -225,15 +233,20 @@ class Putting:
         for data in blocks(fd, offset=self.put.offset + start, length=stop - start, block=length):
             while len(self._flight) * length >= FLIGHT_BYTES:
                 yield from self._taken()
-            yield packets.write(handle, start, data)
-            self._flight.append(len(data))
+            yield from self._ahead(packets.write(handle, start, data))
             start += len(data)
 
-    def _taken(self) -> Steps[None]:
+    def _ahead(self, call: packets.Call) -> Steps[None]:
+        """Make a request whose answer `_taken` gives later."""
+        yield call
+        self._flight.append(len(call.data))
+
+    def _taken(self) -> Steps[Reply]:
         answer = yield TAKE
-        written = self._flight.pop(0)
-        checked(answer)
+        written = self._flight.popleft()
+        reply = checked(answer)
         self.progress += written
+        return reply
 
     def _drain(self) -> Steps[None]:
         while self._flight:
@@ -246,6 +259,14 @@ class Putting:
                 yield from self._taken()
             except Failed:
                 continue
+
+
+def _folders(paths: tuple[str, ...]) -> Steps[None]:
+    """Make directories, outermost first; those that are there already are no failure."""
+    for path in paths:
+        yield packets.mkdir(path)
+    for _ in paths:
+        yield TAKE
 
 
 def _size(path: str) -> Steps[int | None]:
