@@ -12,7 +12,7 @@ from collections import deque
 from certs.errors import TrustError
 from certs.tls import ReloadingContext, chain_of, describe
 from certs.trust import VerifiedChain
-from storage_provider.errors import Denied, StorageError, Unreachable
+from storage_provider.errors import Denied, Refused, StorageError, Unreachable
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.faults import fault_of
 from storage_provider.gridftp.gss import NO_DELEGATION, Gss, GssError
@@ -21,6 +21,8 @@ from storage_provider.timeouts import Timeouts
 
 _READ_BYTES = 64 * 1024
 _MOST_STEPS = 20
+# A door that takes longer to accept a connection is not there; the next one is asked meanwhile
+_CONNECT_SECONDS = 3.0
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -65,6 +67,8 @@ class Control:
     def send(self, *commands: str) -> None:
         """Send commands, protected, in one go; replies come in their order."""
         assert self._gss is not None
+        if any(mark in line for line in commands for mark in "\r\n\0"):
+            raise Refused("a command cannot hold a line end", door=self.door.url)
         try:
             wrap = self._gss.wrap
             raw = b"".join(protected_command(wrap, line.encode("utf-8", "surrogateescape")) for line in commands)
@@ -125,7 +129,8 @@ class Control:
 
     def _connected(self) -> socket.socket:
         try:
-            sock = socket.create_connection((self.door.host, self.door.port), timeout=self.timeouts.answer)
+            patience = min(_CONNECT_SECONDS, self.timeouts.answer)
+            sock = socket.create_connection((self.door.host, self.door.port), timeout=patience)
         except OSError as error:
             raise self.lost(f"cannot connect: {error.strerror or type(error).__name__}") from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

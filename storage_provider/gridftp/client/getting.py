@@ -49,11 +49,15 @@ class Getting:
     def each(self) -> Generator[Got, None, None]:
         """Yield an answer to each want."""
         reading: Generator[bytes, None, None] | None = None
-        for number, want in enumerate(self._wants):
+        try:
+            for number, want in enumerate(self._wants):
+                if reading is not None:
+                    reading.close()
+                reading = self._blocks(number)
+                yield Got(want, reading)
+        finally:
             if reading is not None:
                 reading.close()
-            reading = self._blocks(number)
-            yield Got(want, reading)
 
     def open(self, number: int) -> Generator[bytes, None, None]:
         """Wait until the transfer has begun and return its blocks."""

@@ -19,7 +19,7 @@ from storage_provider.errors import Corrupt, DoorURL, StorageError, Unreachable,
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.hearing import Hearing
 from storage_provider.gridftp.client.link import DataIdentity
-from storage_provider.gridftp.client.putting import stored_now
+from storage_provider.gridftp.client.putting import StalePart, stored_now
 from storage_provider.gridftp.client.session import Opening, Session
 from storage_provider.gridftp.client.sessions import STALE_SECONDS, Sessions
 from storage_provider.gridftp.client.staging import Staging
@@ -118,6 +118,8 @@ class Pulling:
         for source in sources:
             try:
                 return self._from(source, permit)
+            except StalePart:
+                last = Corrupt("earlier calls keep leaving wrong bytes", door=source.url, key=self._spec.key)
             except SourceFault as fault:
                 last = fault.error
             except Corrupt as error:  # a source that has rotted; another one may be sound
@@ -130,6 +132,8 @@ class Pulling:
         began = time.monotonic()
         try:
             return self._between(source, permit, fresh=False)
+        except StalePart:
+            pass
         except (SourceFault, Unreachable) as fault:
             error = fault.error if isinstance(fault, SourceFault) else fault
             if not isinstance(error, Unreachable) or time.monotonic() - began > STALE_SECONDS:
@@ -141,15 +145,24 @@ class Pulling:
             target.acting(self._acting_for)
             if not self._staging.verified(target, [self._spec])[0]:
                 self._staging.prepare(target)
-                self._copy(sender, target)
-                self._staging.commit(target, self._spec)
+                self._put(sender, target)
             return stored_now(self._spec)
 
-    def _copy(self, sender: Session, target: Session) -> None:
-        spec, key = self._spec, self._spec.key
+    def _put(self, sender: Session, target: Session) -> None:
+        spec = self._spec
         have = self._staging.have(target, spec) if spec.size > SINGLE_PUT_BYTES else Ranges()
         if have.covers(0, spec.size):
             have = Ranges()
+        try:
+            self._copy(sender, target, have)
+            self._staging.commit(target, spec)
+        except Corrupt as error:
+            if have:
+                raise StalePart from error
+            raise
+
+    def _copy(self, sender: Session, target: Session, have: Ranges) -> None:
+        spec, key = self._spec, self._spec.key
         rest = [f"REST {format_spans(have.spans)}"] if have else []
         target.mode("E")
         endpoint = target.passive_address()

@@ -30,6 +30,10 @@ _AHEAD_BYTES = 16 * 1024 * 1024
 _END = end_of_data(streams=1)
 
 
+class StalePart(Exception):
+    """The far side holds wrong bytes, part of them from an earlier call; they are gone now, so try once more."""
+
+
 class OutOfStep(Exception):
     """An object that was sent ahead was refused: what followed it on the data connection was read by nobody."""
 
@@ -79,23 +83,22 @@ def stored_now(spec: ObjectSpec) -> Stored:
     return Stored(spec.key, spec.size, spec.sha256, datetime.now(UTC))
 
 
-def put_one(session: Session, staging: Staging, put: Put, local: Local) -> bool:
-    """Send what is missing of one object, verify and commit it; says whether it took up an earlier part.
+def put_one(session: Session, staging: Staging, put: Put, local: Local) -> None:
+    """Send what is missing of one object, verify and commit it.
 
-    Raises Corrupt, NoSpace, Denied, Refused, Unreachable, LocalFault.
+    Raises StalePart, Corrupt, NoSpace, Denied, Refused, Unreachable, LocalFault.
     """
     spec = put.spec
     have = staging.have(session, spec) if spec.size > SINGLE_PUT_BYTES else Ranges()
-    resumed = bool(have)
     missing = have.missing(0, spec.size).spans
-    if missing or not resumed or staging.door.own:
-        send(session, staging.path(spec.key), Sending(spec, local, have, missing))
     try:
+        if missing or not have or staging.door.own:
+            send(session, staging.path(spec.key), Sending(spec, local, have, missing))
         staging.commit(session, spec)
-    except StorageError as error:
-        error.resumed = resumed  # type: ignore[attr-defined]
+    except Corrupt as error:
+        if have:
+            raise StalePart from error
         raise
-    return resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,13 @@ class Flight:
 
     def run(self) -> Iterator[tuple[Put, Stored | StorageError]]:
         """Send all; yields as answers come."""
+        try:
+            yield from self._sent()
+        except BaseException:
+            self._session.control.broken = True  # also when it is left: the far side still expects bytes ahead
+            raise
+
+    def _sent(self) -> Iterator[tuple[Put, Stored | StorageError]]:
         assert self._session.link is not None
         self._session.moving = True
         self._announce(True)
@@ -244,9 +254,9 @@ class Flight:
             raise OutOfStep from error
         if found != put.spec.sha256:
             raise OutOfStep  # put alone it is judged and cleared away
-        folder = self._staging.door.object(put.spec.key).rsplit("/", 1)[0]
-        made = [f"MKD {each}" for each in self._staging.unknown(folder)]
-        moves = (f"RNFR {self._staging.path(put.spec.key)}", f"RNTO {self._staging.door.object(put.spec.key)}")
+        target = self._staging.door.object(put.spec.key)
+        made = [f"MKD {each}" for each in self._staging.unknown(target.rpartition("/")[0])]
+        moves = (f"RNFR {self._staging.path(put.spec.key)}", f"RNTO {target}")
         self._session.control.send(*made, *moves)
         self._asked.extend([("MKD", put)] * len(made) + [("RNFR", put), ("RNTO", put)])
 
@@ -254,6 +264,7 @@ class Flight:
         if reply.kind != 2:
             self._staging.forget_folders()
             raise OutOfStep
+        self._staging.known(put.spec.key)
         self._finish(put, stored_now(put.spec))
 
     def _finish(self, put: Put, outcome: Stored | StorageError) -> None:

@@ -55,12 +55,12 @@ class Staging:
         self._tidied = True
 
     def unknown(self, folder: str) -> list[str]:
-        """Return what must be made so that a folder is there, top first, and take it for made."""
-        below = folder.removeprefix(self.door.path).strip("/").split("/")
-        steps = [f"{self.door.path}/{'/'.join(below[:depth])}" for depth in range(1, len(below) + 1)]
-        wanted = [step for step in (self.door.path, *steps) if step not in self._folders]
-        self._folders.update(wanted)
-        return wanted
+        """Return what may have to be made so that a folder is there, top first."""
+        return [step for step in self._steps(folder) if step not in self._folders]
+
+    def known(self, key: str) -> None:
+        """Note that an object's folder is there."""
+        self._folders.update(self._steps(_folder(self.door.object(key))))
 
     def make(self, session: Session, folder: str) -> None:
         """Make a folder with what is above it (within the door), whatever of that is there."""
@@ -68,6 +68,10 @@ class Staging:
         session.control.send(*(f"MKD {each}" for each in wanted))
         for _ in wanted:
             session.control.final()  # that it is there already is no fault; what else is wrong will show
+
+    def _steps(self, folder: str) -> list[str]:
+        below = folder.removeprefix(self.door.path).strip("/").split("/")
+        return [self.door.path, *(f"{self.door.path}/{'/'.join(below[:depth])}" for depth in range(1, len(below) + 1))]
 
     def forget_folders(self) -> None:
         """Somebody removed folders: make them anew when they are needed."""
@@ -106,7 +110,7 @@ class Staging:
     def rename(self, session: Session, spec: ObjectSpec) -> None:
         """Move a verified part to its place; raises what the far side answers."""
         target = self.door.object(spec.key)
-        self.make(session, target.rsplit("/", 1)[0])
+        self.make(session, _folder(target))
         session.control.send(f"RNFR {self.path(spec.key)}", f"RNTO {target}")
         source, moved = session.control.final(), session.control.final()
         try:
@@ -115,6 +119,7 @@ class Staging:
         except StorageError:
             self.forget_folders()
             raise
+        self.known(spec.key)
 
     def discard(self, session: Session, key: str) -> None:
         """Remove a part, as far as that is possible."""
@@ -140,3 +145,7 @@ def checksum_of(session: Session, reply: Reply, key: str) -> str:
     if not is_sha256(digest):
         raise Unreachable("the answer to CKSM is no SHA-256", door=session.door.url, key=key)
     return digest
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]

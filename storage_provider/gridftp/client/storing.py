@@ -17,6 +17,7 @@ from storage_provider.gridftp.client.putting import (
     Flight,
     Local,
     OutOfStep,
+    StalePart,
     opened,
     put_one,
     stored_now,
@@ -94,7 +95,7 @@ class Storing:
             claimed = [put for put in window if self._staging.door.own or self._exclusive.claim(put.spec.key)]
             with self._sessions.lent(up=True) as session:
                 yield from self._in_session(session, claimed)
-        except (StorageError, OutOfStep):
+        except (StorageError, OutOfStep, StalePart):
             return
         finally:
             if not self._staging.door.own:
@@ -192,10 +193,9 @@ class _Tries:
                 return self._once(session)
             except Unreachable:
                 self._after_cut(session)
-            except Corrupt as error:
-                # What lay there of an earlier call was wrong, perhaps, not what we sent
-                if not getattr(error, "resumed", False) or not self._excuse("resumed"):
-                    raise
+            except StalePart as stale:
+                if not self._excuse("stale part"):
+                    raise Corrupt("earlier calls keep leaving wrong bytes", door=self._staging.door.url) from stale
             except NotFound:
                 if self._staging.door.own or not self._excuse("folders"):
                     raise

@@ -178,3 +178,25 @@ def test_third_party_from_a_rotten_source_takes_the_next(site: SiteHome, far: gc
                 here.stat(spec.key)
             path.write_bytes(SMALL[3:])
             assert here.pull(spec, ["sftp://h/x", "gsiftp://127.0.0.1:1/a", other.url], None).sha256 == spec.sha256
+
+
+def test_third_party_goes_on_where_an_earlier_call_was_cut(site: SiteHome, far: gct.GctServer, tmp_path: Path) -> None:
+    """The part's front is what must stay: the source is made to lie about it, and is not asked for it."""
+    spec, who = spec_of(BIG[5:]), Credential(site.gateway().cert, site.gateway().key).dn()
+    with (
+        gct.serve(site, site.gateway()) as other,
+        closing(channel(site.gateway(), other.url)) as there,
+        closing(channel(site.gateway(), far.url)) as here,
+    ):
+        for each in (here, there):
+            each.put(spec_of(SMALL), write(tmp_path, SMALL))  # makes the folders
+        there.put(spec, write(tmp_path, BIG[5:]))
+        lying = other.root / "objects" / spec.key
+        lying.write_bytes(b"lies" * 100 + BIG[405:])
+        part = Path(Door.parse(far.url).part(spec.key, who))
+        part.write_bytes(BIG[5:10_000_000])
+        part.chmod(0o666)
+        assert here.pull(spec, [other.url], None).sha256 == spec.sha256
+        here.delete(spec.key)
+        with pytest.raises(Corrupt):
+            here.pull(spec, [other.url], None)

@@ -12,12 +12,12 @@ import pytest
 
 from certs.tls import client_context
 from storage_provider.channel import Put, Stored, Want
-from storage_provider.errors import Denied, DoorURL, NoSpace, NotFound
+from storage_provider.errors import Denied, DoorURL, NoSpace, NotFound, Unreachable
 from storage_provider.gridftp.client.channel import GsiftpChannel
 from storage_provider.gridftp.settings import DataSettings
 from storage_provider.timeouts import Timeouts
 from tests.conformance.faulty_wire import FaultyWire
-from tests.conformance.gsiftp_rig import GsiftpProvider
+from tests.conformance.gsiftp_rig import GsiftpProvider, gsiftp_rig
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import FULL_RULES, write
 from tests.helpers.pki import SiteHome, site
@@ -112,3 +112,18 @@ def test_a_door_of_ours_has_its_own_form(site: SiteHome, serve: Serve) -> None:
     url = serve().url
     with closing(channel(site, f"{url}/srv/dgis")) as here, pytest.raises(DoorURL, match="areas"):
         here.stat(spec_of(b"none").key)
+
+
+def test_third_party_goes_on_where_a_put_was_cut(site: SiteHome, tmp_path: Path) -> None:
+    with gsiftp_rig(site, tmp_path) as rig:
+        data = random.Random(7).randbytes(20 * 1024 * 1024)
+        spec, door, permit = rig.source(data)
+        rig.cut_put(len(data) // 5)  # less than it needs even with every try
+        with pytest.raises(Unreachable):
+            rig.channel.put(spec, write(tmp_path, data))
+        rig.heal()
+        assert rig.leftovers() != []
+        rotten = rig.peer.root / "main" / "objects" / spec.key
+        rotten.write_bytes(b"lies" + rotten.read_bytes()[4:])  # at the front, which is not asked for any more
+        assert rig.channel.pull(spec, [door], permit).sha256 == spec.sha256
+        assert rig.leftovers() == []
