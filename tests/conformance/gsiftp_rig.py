@@ -37,6 +37,7 @@ class GsiftpProvider:
     root: Path
     quota: int | None = QUOTA
     rules: dict[str, frozenset[str]] = field(default_factory=lambda: dict(FULL_RULES))
+    host: str = HOST
     url: str = ""
     node: StorageNode | None = None
 
@@ -46,7 +47,7 @@ class GsiftpProvider:
             identity=self.identity,
             storage=StorageTable(name=self.name, root=self.root),
             area=(area,),
-            gsiftp=GsiftpTable(port=0),
+            gsiftp=GsiftpTable(host=self.host, port=0),
         )
         self.node = StorageNode(config)
         (self.url,) = self.node.open()

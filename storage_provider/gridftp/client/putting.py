@@ -159,7 +159,7 @@ class Flight:
         self._staging = staging
         self._own = staging.door.own
         self._puts = puts
-        self._asked: deque[tuple[str, Put]] = deque()
+        self._asked: deque[tuple[str, Put | None]] = deque()
         self._begun = False
         self._ahead_bytes = 0
         self._done: deque[tuple[Put, Stored | StorageError]] = deque()
@@ -189,17 +189,18 @@ class Flight:
             while len(self._asked) > 2 * _AHEAD or self._ahead_bytes > _AHEAD_BYTES:
                 self._answer(self._session.control.reply(self._patience))
             yield from self._finished()
+        self._announce(False)
         while self._asked:
             self._answer(self._session.control.reply(self._patience))
             yield from self._finished()
         yield from self._finished()
-        self._announce(False)
         self._session.moving = False
 
     def _announce(self, ahead: bool) -> None:
         """Tell our own servers that bytes come before the answer: those of a refused object are then read away."""
         if self._own:
-            self._session.control.ask(f"OPTS STOR Ahead={int(ahead)};")
+            self._session.control.send(f"OPTS STOR Ahead={int(ahead)};")
+            self._asked.append(("OPTS", None))
 
     @property
     def _patience(self) -> float:
@@ -224,7 +225,9 @@ class Flight:
             self._begun = True
             return
         self._asked.popleft()
-        if verb == "STOR":
+        if put is None:
+            self._session.control.checked(reply)
+        elif verb == "STOR":
             self._stored(put, reply)
         elif verb == "CKSM":
             self._checked(put, reply)
@@ -258,7 +261,7 @@ class Flight:
         made = [f"MKD {each}" for each in self._staging.unknown(target.rpartition("/")[0])]
         moves = (f"RNFR {self._staging.path(put.spec.key)}", f"RNTO {target}")
         self._session.control.send(*made, *moves)
-        self._asked.extend([("MKD", put)] * len(made) + [("RNFR", put), ("RNTO", put)])
+        self._asked.extend([*[("MKD", put)] * len(made), ("RNFR", put), ("RNTO", put)])
 
     def _renamed(self, put: Put, reply: Reply) -> None:
         if reply.kind != 2:

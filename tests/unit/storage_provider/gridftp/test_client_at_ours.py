@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from certs import ca
 from certs.tls import client_context
 from storage_provider.channel import Put, Stored, Want
 from storage_provider.errors import Denied, DoorURL, NoSpace, NotFound, Unreachable
@@ -127,3 +129,23 @@ def test_third_party_goes_on_where_a_put_was_cut(site: SiteHome, tmp_path: Path)
         rotten.write_bytes(b"lies" + rotten.read_bytes()[4:])  # at the front, which is not asked for any more
         assert rig.channel.pull(spec, [door], permit).sha256 == spec.sha256
         assert rig.leftovers() == []
+
+
+def test_over_ipv6(site: SiteHome, tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    made = ca.issue_host(site.home, "se-v6", dns=("localhost",), ips=("::1",), roles=("storage",), out=tmp_path)
+    with ExitStack() as stack:
+        doors = []
+        for name in ("se1", "se2"):
+            provider = GsiftpProvider(site.identity(made), name, tmp_path / name, host="::1")
+            stack.callback(provider.stop)
+            doors.append(f"{provider.start()}/areas/main")
+        first, second = (stack.enter_context(closing(channel(site, door))) for door in doors)
+        spec = spec_of(DATA)
+        first.put(spec, write(tmp_path, DATA))
+        assert second.pull(spec, [first.door], None).sha256 == spec.sha256
+        with second.get(spec.key) as blocks:
+            assert b"".join(blocks) == DATA
