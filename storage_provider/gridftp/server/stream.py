@@ -25,6 +25,7 @@ SLICE_BYTES = 256 * 1024
 _TURN_BYTES = 4 * 1024 * 1024
 _SMALL_BYTES = 16 * 1024
 _DRAIN_BYTES = 64 * 1024
+_MOST_DRAINS = 16
 
 
 class StreamError(Exception):
@@ -192,7 +193,11 @@ class Stream:
         return True
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what was sent still arrives, also where the peer sent what nobody asked for."""
+        with contextlib.suppress(OSError):
+            for _ in range(_MOST_DRAINS):
+                if not self._sock.recv(_DRAIN_BYTES):
+                    break
         self._sock.close()
 
     def _gather(self, target: memoryview, raw: memoryview) -> int:
