@@ -165,6 +165,7 @@ class SftpServer:
             agent_forwarding=False,
             x11_forwarding=False,
             allow_pty=False,
+            line_editor=False,
             allow_scp=False,
             window=_WINDOW_BYTES,
             max_pktsize=_PACKET_BYTES,

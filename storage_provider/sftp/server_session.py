@@ -20,6 +20,7 @@ from certs.log import get_log
 from storage_provider.sftp.numbers import Kind
 from storage_provider.sftp.server_files import SftpFiles
 from storage_provider.sftp.server_packets import BadPacket, Framer, Request
+from storage_provider.sftp.server_tuning import without_environment
 
 # What may wait to be worked on before the client is made to wait, and what one turn in the pool takes
 MOST_WAITING_BYTES = 2 * 1024 * 1024
@@ -107,6 +108,7 @@ class SftpSession(asyncssh.SSHServerSession[bytes]):
         """Take the channel."""
         self._channel = chan
         chan.set_write_buffer_limits(high=BATCH_BYTES)
+        without_environment(chan)
 
     def subsystem_requested(self, subsystem: str) -> bool:
         """Admit sftp only."""

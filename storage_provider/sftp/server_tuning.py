@@ -14,6 +14,18 @@ _MSG_IGNORE = 2  # RFC 4250 section 4.1.2
 MOST_DEFERRED = 512
 
 
+class _Nothing(dict[bytes, bytes]):
+    """An environment that nothing can be put into."""
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        return
+
+
+def without_environment(channel: asyncssh.SSHServerChannel[bytes]) -> None:
+    """Drop what a client sets of environment variables: asyncssh keeps them all, and nobody reads them."""
+    vars(channel).update(_env=_Nothing())
+
+
 def tune(conn: asyncssh.SSHServerConnection, *, pause: Callable[[], None], resume: Callable[[], None]) -> None:
     """Hear when the socket is full and free again, send no empty IGNORE packets, bear no endless key exchange.
 

@@ -477,6 +477,17 @@ def test_a_client_that_exchanges_keys_for_ever_is_put_out(served: Sftpd) -> None
         assert psutil.Process().memory_info().rss - before < 60 * 1024 * 1024
 
 
+def test_environment_variables_are_not_kept(served: Sftpd) -> None:
+    with transport(served.address, key_of(served.site.gateway())) as made:
+        channel = made.open_session(timeout=5)
+        channel.set_environment_variable("LANG", "C" * 90_000)
+        before = psutil.Process().memory_info().rss
+        for number in range(500):
+            channel.set_environment_variable(f"A{number}", "x" * 90_000)
+        channel.invoke_subsystem("sftp")
+        assert psutil.Process().memory_info().rss - before < 15 * 1024 * 1024
+
+
 def _send_all(channel: paramiko.Channel, data: bytes) -> None:
     try:
         channel.sendall(data)
