@@ -181,7 +181,9 @@ class SftpChannel:
         with ExitStack() as trying:
             session = trying.enter_context(self._pool.session(fresh=fresh))
             self._speak_for(session, want.acting_for)
-            blocks = Reader(session, [want]).first()
+            reader = Reader(session, [want])
+            trying.callback(reader.finish)
+            blocks = reader.first()
             held.push(trying.pop_all())
         return blocks
 
@@ -226,7 +228,7 @@ class SftpChannel:
                         if isinstance(outcome, Unreachable | Busy) and putting.may_go_on():
                             again.append(putting)
                         else:
-                            yield putting.put, _as_stored(outcome, self.door)
+                            yield putting.put, _as_stored(outcome)
                     fresh = session.broken is not None
                 finished = not again and not fresh
             except StorageError as error:
@@ -294,7 +296,7 @@ def _started(jobs: Iterable[Putting], session: Session) -> Iterator[tuple[Puttin
     return ((putting, putting.steps(session)) for putting in jobs)
 
 
-def _as_stored(outcome: Stored | Exception, door: str) -> Stored | StorageError:
+def _as_stored(outcome: Stored | Exception) -> Stored | StorageError:
     if isinstance(outcome, Stored | StorageError):
         return outcome
     raise outcome

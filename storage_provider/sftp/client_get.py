@@ -85,6 +85,7 @@ class Reader:
             while self._fill():
                 file = self._files[0]
                 yield Got(file.want, self._blocks(file))
+                self._files.popleft()
                 self._leave(file)
         except StorageError as error:
             yield from failing([*(file.want for file in self._files), *self._wants], error)
@@ -95,6 +96,13 @@ class Reader:
         file = self._files[0]
         self._ready(file)
         return self._blocks(file)
+
+    def finish(self) -> None:
+        """Close what is open, unless data is still on its way: then the session is of no use to anybody else."""
+        for file in self._files:
+            if self._session.broken is None and self._session.quiet:
+                self._leave(file)
+        self._files.clear()
 
     def _fill(self) -> bool:
         """Open the next objects, and ask for data of those whose size is known, as far as there is room."""
@@ -173,7 +181,6 @@ class Reader:
 
     def _leave(self, file: _File) -> None:
         """Close an object; what of it is still on its way is awaited and thrown away."""
-        self._files.popleft()
         if self._session.broken is not None:
             raise self._session.broken
         file.span = None
@@ -186,7 +193,7 @@ class Reader:
             self._session.receive()
         answer = file.opening.answers[0]
         if isinstance(answer, Reply) and answer.handle:
-            self._session.send(packets.close(answer.handle))
+            self._session.send(packets.close(answer.handle), idle=True)
 
 
 def failing(wants: Iterable[Want], error: StorageError) -> Iterator[Got]:

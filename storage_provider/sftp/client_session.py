@@ -54,10 +54,11 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Ticket:
-    """A request in flight: its answers, in order; `done` after the last."""
+    """A request in flight: its answers, in order; `done` after the last. Nobody waits for an `idle` one."""
 
     call: Call
     asks: int
+    idle: bool
     answers: deque[Answer] = field(default_factory=deque)
     done: bool = False
 
@@ -104,13 +105,13 @@ class Session:
 
     @property
     def quiet(self) -> bool:
-        """Whether every request is answered."""
-        return not self._tickets
+        """Whether every request that somebody waits for is answered."""
+        return all(ticket.idle for ticket in self._tickets.values())
 
-    def send(self, call: Call) -> Ticket:
-        """Send a request without waiting for anything but the line."""
+    def send(self, call: Call, *, idle: bool = False) -> Ticket:
+        """Send a request without waiting for anything but the line; `idle`: its answer will not be missed."""
         self._number = (self._number + 1) & 0xFFFFFFFF
-        ticket = self._tickets[self._number] = Ticket(call, call.asks)
+        ticket = self._tickets[self._number] = Ticket(call, call.asks, idle)
         self._asked += call.asks
         self._guarded(lambda: self._stream.send(call.encode(self._number)))
         return ticket

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from certs.cli import main
 from certs.config import IdentityConfig
 from certs.credential import Credential
-from certs.ssh import known_hosts_keys, parse_key, public_line
+from certs.ssh import SSHCertificateRequest, known_hosts_keys, parse_key, public_line, ssh_certificate
 from certs.sshpeers import SshPeers
 from certs.sshsync import Synced, Targets, sync, watch
 from certs.trust import Trust
@@ -159,6 +159,28 @@ def test_a_revocation_reaches_sshd_and_what_is_logged_in(fresh_site: SiteHome, t
     finally:
         syncing.send_signal(signal.SIGTERM)
         assert syncing.wait(10) == 0
+        far.stop()
+
+
+@pytest.mark.peer
+@NEEDS
+@NEEDS_SFTP
+def test_a_short_certificate_lets_in_until_its_key_is_revoked(fresh_site: SiteHome, tmp_path: Path) -> None:
+    gateway, key = fresh_site.gateway(), ed25519.Ed25519PrivateKey.generate()
+    far = Sshd(fresh_site.storage(), tmp_path / "sshd")
+    far.user_ca_keys.write_text(public_line(key.public_key()) + "\n")
+    far.start()
+    try:
+        assert far.sftp(gateway, "pwd\n").returncode != 0
+        cert = Credential(gateway.cert, gateway.key).chain()[0]
+        line = ssh_certificate(SSHCertificateRequest(cert, (account(),)), key)
+        gateway.key.with_name(f"{gateway.key.name}-cert.pub").write_text(f"{line}\n")
+        assert far.sftp(gateway, "pwd\n").returncode == 0
+        fresh_site.revoke(gateway)
+        people = SshPeers(folder_of(tmp_path, gateway), Trust(fresh_site.trust))
+        sync(people, Targets(far.authorized_keys, far.revoked_keys))
+        assert far.sftp(gateway, "pwd\n").returncode != 0
+    finally:
         far.stop()
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paramiko.buffered_pipe import BufferedPipe
 from paramiko.channel import Channel as ParamikoChannel
+from paramiko.packet import Packetizer
 
 from certs.config import IdentityConfig
 from certs.trust import Trust
@@ -38,12 +39,15 @@ from storage_provider.sftp.client_replies import Attrs, Piece, ProtocolError, Re
 from storage_provider.sftp.client_session import ASKED_BYTES, Session, Steps, ask
 from storage_provider.sftp.numbers import Code, Flag, Kind
 from storage_provider.sftp.server_packets import Attributes, Framer
+from storage_provider.sftp.settings import SftpSettings
 from tests.conformance.memory_channel import spec_of
+from tests.conformance.sshd_rig import sshd_rig
 from tests.helpers.fakesftp import DOOR, OPENSSH, FakeSftp, putting
-from tests.helpers.pki import SiteHome, site
+from tests.helpers.pki import SiteHome, fresh_site, site
+from tests.helpers.sftpd import admit, sftpd
 from tests.helpers.sshd import NEEDS, Sshd
 
-__all__ = ["site"]
+__all__ = ["fresh_site", "site"]
 
 MARK = "0123456789abcdef"
 DATA = random.Random(5).randbytes(50_000)
@@ -454,6 +458,27 @@ def test_listing_passes_over_what_is_no_object(tmp_path: Path) -> None:
     assert list(FakeSftp().connect().run(entries("/srv/objects"))) == []
 
 
+def test_gets_leave_no_file_open_and_keep_their_session(site: SiteHome, tmp_path: Path) -> None:
+    me = site.gateway()
+    with sftpd(site, tmp_path / "se1", clients=(me,), settings=SftpSettings(open_files=20)) as far:
+        identity = me.model_copy(update={"ssh_peers": tmp_path / "hosts"})
+        admit(tmp_path / "hosts", site.storage("se1"))
+        channel = SftpChannel(identity, Trust(site.trust), far.door)
+        path = tmp_path / "x"
+        path.write_bytes(DATA)
+        key = channel.put(spec_of(DATA), path).key
+        for turn in range(15):
+            with channel.get(key, offset=turn, length=1000) as blocks:
+                assert b"".join(blocks) == DATA[turn : turn + 1000]
+            with pytest.raises(Refused), channel.get(key, offset=10**6, length=1):
+                pass
+            with channel.get_many([Want(key), Want(key, 5, 5)]) as gots:
+                assert [b"".join(got.blocks) for got in gots] == [DATA, DATA[5:10]]
+        (session,) = channel._pool._idle  # one login served them all
+        assert session.run(ask(client_packets.lstat("/areas/main"))).attrs is not None
+        channel.close()
+
+
 # -- SSH ------------------------------------------------------------------------------------------------------------
 
 
@@ -524,3 +549,39 @@ def test_our_key_is_the_x509_key(site: SiteHome, tmp_path: Path, kind: str) -> N
     finally:
         channel.close()
         far.stop()
+
+
+@pytest.mark.peer
+@NEEDS
+def test_a_revoked_host_is_left_in_the_middle(fresh_site: SiteHome, tmp_path: Path) -> None:
+    with sshd_rig(fresh_site, tmp_path) as rig:
+        path = tmp_path / "x"
+        path.write_bytes(DATA * 60)
+        spec = spec_of(DATA * 60)
+        rig.channel.put(spec, path)
+        assert rig.channel.stat(spec.key).size == len(DATA) * 60
+        with pytest.raises(Denied, match="revoked"), rig.channel.get(spec.key) as blocks:
+            rig.slow(200_000)
+            next(blocks)
+            fresh_site.revoke(fresh_site.storage("se1"))
+            began = time.monotonic()
+            for _ in blocks:
+                assert time.monotonic() - began < 5
+        for call in (lambda: rig.channel.stat(spec.key), lambda: rig.channel.put(spec, path)):
+            with pytest.raises(Denied, match="revoked"):
+                call()
+
+
+@pytest.mark.peer
+@NEEDS
+def test_keys_survive_a_rekeying(site: SiteHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSH changes keys in the middle of large transfers (RFC 4253 section 9)."""
+    monkeypatch.setattr(Packetizer, "REKEY_BYTES", 4 * 1024 * 1024)
+    data = DATA * 400
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with sshd_rig(site, tmp_path) as rig:
+        rig.channel.put(spec_of(data), path)
+        with rig.channel.get(spec_of(data).key) as blocks:
+            assert spec_of(b"".join(blocks)) == spec_of(data)
+        assert rig.wire.accepted == 1
