@@ -28,6 +28,7 @@ from storage_provider.errors import NoSpace, Unreachable
 from storage_provider.fsck import check
 from storage_provider.keys import object_key
 from storage_provider.transfer.engine import Doors, Engine, Source
+from storage_provider.transfer.route import SCHEMES
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import write
 from tests.helpers.pki import SiteHome
@@ -46,6 +47,7 @@ cert = "{identity.cert}"
 key = "{identity.key}"
 trust = "{identity.trust}"
 gridmap = "{identity.gridmap}"
+ssh_peers = "{identity.ssh_peers or root.parent}"
 [storage]
 name = "se1"
 root = "{root.name}"
@@ -69,7 +71,9 @@ class Process:
         assert self.child.stdout is not None
         line = self.child.stdout.readline()
         assert line.startswith("ready: se1 at https://"), line
-        self.doors = Doors("se1", (f"{line.split()[-1]}/areas/main",))
+        urls = line.strip().partition(" at ")[2].split(", ")
+        self.by_scheme = {url.split(":")[0]: Doors("se1", (f"{url}/areas/main",)) for url in urls}
+        self.doors = self.by_scheme["https"]
 
     def kill(self) -> None:
         self.child.send_signal(signal.SIGKILL)
@@ -177,9 +181,14 @@ def test_a_really_full_disk(site: SiteHome, tmp_path: Path, engine: Engine) -> N
         subprocess.run(["umount", "-l", str(root)], check=True)
 
 
-def flat_memory(site: SiteHome, tmp_path: Path, size: int) -> tuple[float, float]:
-    """Send an object in and out through a client process; peak RSS (MiB) of server and client."""
-    config = config_of(site.storage(), tmp_path / "se1")
+def flat_memory(site: SiteHome, tmp_path: Path, size: int, scheme: str) -> tuple[float, float]:
+    """Send an object in and out by a door through a client process; peak RSS (MiB) of server and client."""
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    gateway, storage = (each.model_copy(update={"ssh_peers": peers}) for each in (site.gateway(), site.storage()))
+    for identity in (gateway, storage):
+        (peers / f"{identity.cert.name}.pem").write_bytes(identity.cert.read_bytes())
+    config = config_of(storage, tmp_path / "se1", more="[gsiftp]\nport = 0\n[sftp]\nport = 0")
     path = tmp_path / "big"
     with path.open("wb") as file:
         file.truncate(size)
@@ -187,10 +196,9 @@ def flat_memory(site: SiteHome, tmp_path: Path, size: int) -> tuple[float, float
             file.seek(at)
             file.write(at.to_bytes(8, "big"))
     sha256, chunks = digests_of(path, size=size)
-    gateway = site.gateway()
     task = {"gateway": gateway.model_dump(mode="json"), "path": str(path), "size": size, "sha256": sha256}
     with serving(config) as process:
-        task["door"] = process.doors.urls[0]
+        task["door"] = process.by_scheme[scheme].urls[0]
         code = CLIENT.replace("TASK", repr(json.dumps({**task, "chunks": chunks})))
         client = subprocess.Popen([sys.executable, "-c", code])
         peaks = _peaks([process.child.pid, client.pid], client)
@@ -230,15 +238,17 @@ def _peaks(pids: list[int], until: subprocess.Popen[bytes]) -> list[int]:
     return peaks
 
 
-def test_memory_is_flat(site: SiteHome, tmp_path: Path) -> None:
-    server, client = flat_memory(site, tmp_path, 160 * MIB)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_memory_is_flat(site: SiteHome, tmp_path: Path, scheme: str) -> None:
+    server, client = flat_memory(site, tmp_path, 160 * MIB, scheme)
     assert server < 150 and client < 150
 
 
 @pytest.mark.soak
-def test_memory_is_flat_for_1200_mb(site: SiteHome, tmp_path: Path) -> None:
-    server, client = flat_memory(site, tmp_path, 1_200_000_000)
-    print(f"peak RSS for 1.2 GB: server {server:.0f} MiB, client {client:.0f} MiB")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_memory_is_flat_for_1200_mb(site: SiteHome, tmp_path: Path, scheme: str) -> None:
+    server, client = flat_memory(site, tmp_path, 1_200_000_000, scheme)
+    print(f"peak RSS for 1.2 GB by {scheme}: server {server:.0f} MiB, client {client:.0f} MiB")
     assert server < 150 and client < 150
 
 
