@@ -168,17 +168,20 @@ class Raw:
         assert reply.code == code, (command, reply)
         return reply
 
-    def shake(self, identity: IdentityConfig) -> Gss:
+    def shake(self, identity: IdentityConfig, *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> Gss:
         """AUTH and ADAT up to the byte about delegation."""
         self.must("AUTH GSSAPI", 334)
-        gss = Gss(client_context(identity).context, server_side=False, host="localhost")
+        context = client_context(identity).context
+        context.maximum_version = newest
+        gss = Gss(context, server_side=False, host="localhost")
         token = gss.step()
-        while True:
-            reply = self.adat(token)
+        while token:
+            answer = adat_token(self.adat(token))
             if gss.established:
-                gss.unwrap(adat_token(reply))
-                return gss
-            token = gss.step(adat_token(reply))
+                gss.unwrap(answer)  # TLS 1.3: a ticket
+                break
+            token = gss.step(answer)
+        return gss
 
     def adat(self, token: bytes) -> Reply:
         reply = self.ask(f"ADAT {base64.b64encode(token).decode()}")

@@ -25,7 +25,7 @@ from storage_provider.gridftp import dcsc
 from storage_provider.gridftp.addresses import format_eprt, format_port, parse_spas
 from storage_provider.gridftp.blocks import block_header, end_of_data
 from storage_provider.gridftp.facts import parse_entry
-from storage_provider.gridftp.gss import DELEGATION, GssError
+from storage_provider.gridftp.gss import DELEGATION, NO_DELEGATION, GssError
 from storage_provider.gridftp.markers import parse_restart
 from storage_provider.gridftp.replies import Reply, adat_token
 from storage_provider.gridftp.server import watch
@@ -113,6 +113,23 @@ def test_without_a_current_crl_nobody_comes_in(
             check(client.ask("NOOP"), 421, "denied")  # nor does anybody stay
         with Raw(door.address) as client:
             assert refused(client, site.gateway())  # whose own CRLs are current
+
+
+def test_older_peers_come_in_by_tls_12(door: OwnServer, site: SiteHome) -> None:
+    path = door.put(SMALL)
+    with Raw(door.address) as client:
+        gss = client.shake(site.gateway(), newest=ssl.TLSVersion.TLSv1_2)
+        client.adat(gss.wrap(NO_DELEGATION))
+        client.protect(gss)
+        assert gss.tls.version() == "TLSv1.2"
+        endpoint = client.private().passive()
+        client.send(f"RETR {path}")
+        check(client.reply(), 150)
+        context = pinned_context(CREDENTIAL.pem, "client")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        stream = client.connect(endpoint, context)
+        stream.do_handshake()
+        assert client.gather([stream]) == SMALL
 
 
 def test_commands_in_clear_are_not_taken_after_the_handshake(raw: Raw) -> None:
