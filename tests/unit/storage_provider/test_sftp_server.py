@@ -26,11 +26,14 @@ from certs.config import IdentityConfig
 from certs.credential import Credential
 from certs.errors import ConfigError
 from certs.gridmap import Gridmap, map_dn
+from certs.permit import Permit, sign
 from certs.trust import Trust
 from storage_provider.errors import LocalFault
 from storage_provider.sftp import server as server_room
 from storage_provider.sftp.numbers import Flag, Kind
 from storage_provider.sftp.server import SftpServer
+from storage_provider.sftp.server_files import Claims
+from storage_provider.sftp.server_login import Lobby, Login
 from storage_provider.sftp.settings import SftpSettings
 from tests.conformance.memory_channel import spec_of
 from tests.helpers.pki import SiteHome
@@ -258,6 +261,52 @@ def test_rights_that_are_taken_away_end_a_transfer(fresh_site: SiteHome, tmp_pat
             with pytest.raises(PermissionError):
                 writing.write(b"x" * 40_000)
                 writing.flush()
+
+
+def test_a_permit_opens_its_object_while_it_is_shown(served: Sftpd) -> None:
+    """The same permits as at the HTTPS door: of this SE, for this DN, signed by who may, for a few minutes."""
+    site, guest = served.site, admit(served.peers, served.site.host("guest"))
+    with client(served) as sftp:
+        sftp.putfo(io.BytesIO(DATA), WHERE, confirm=False)
+
+    def permit(*, se: str = "se1", holder: IdentityConfig = guest, signer: IdentityConfig, seconds: int = 300) -> str:
+        begun = datetime.now(UTC) - timedelta(seconds=10)
+        who = Credential(holder.cert, holder.key).dn()
+        made = Permit(who, se, (SPEC.key,), ("read",), begun + timedelta(seconds=seconds))
+        return sign(made, Credential(signer.cert, signer.key), now=begun)
+
+    with client(served, guest) as sftp:
+
+        def reads(token: str) -> bool:
+            sftp._request(Kind.EXTENDED, "permit@dgis", token)
+            try:
+                with sftp.open(WHERE) as file:
+                    return file.read() == DATA
+            except PermissionError:
+                return False
+
+        good = permit(signer=site.catalog())
+        assert not reads("") and reads(good) and not reads("")
+        for bad in (
+            permit(signer=site.gateway()),
+            permit(signer=site.catalog(), se="se2"),
+            permit(signer=site.catalog(), seconds=5),
+            permit(signer=site.catalog(), holder=site.gateway()),
+            good[:-5],
+            "nonsense",
+        ):
+            assert not reads(bad)
+        assert reads(good)
+        with pytest.raises(PermissionError):
+            sftp.open(PART, "w")
+
+
+def test_only_a_gateway_acts_for_others(served: Sftpd) -> None:
+    for identity, counts in ((served.site.gateway(), True), (served.site.operator(), False)):
+        login = Login(served.server._keeper, Lobby(SftpSettings()))
+        login.validate_public_key("anyone", asyncssh.import_private_key(identity.key.read_bytes()).convert_to_public())
+        peer, _ = login._identify(Claims(acting_for="ae:CT1@SITE"))
+        assert (peer.acting_for == "ae:CT1@SITE") is counts
 
 
 # -- nothing but sftp -------------------------------------------------------------------------------------------
