@@ -19,7 +19,7 @@ from storage_provider.transfer.engine import Doors, Engine, Source
 from storage_provider.upload import Upload
 from storage_provider.uploads import Uploads
 from storage_provider.wire import AreaSpace, SpaceReply, StoredReply, UploadReply
-from storage_provider.writing import Writers
+from storage_provider.writing import Writers, writer_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,11 @@ class StorageService:
         return self.count(area, incoming.commit())
 
     def begin_upload(self, area: Area, spec: ObjectSpec, owner: str) -> UploadReply:
-        """Begin or take up an upload; answers `committed` when the object is there and was just re-read."""
+        """Begin or take up an upload; answers `committed` when the object is there and was just re-read.
+
+        The owner's session at another door that has this upload loses it: its connection may be dead.
+        """
+        area.writers.end(writer_name(owner, spec.key))
         present = area.store.confirm(spec.key, spec.size)
         if present is not None:
             return UploadReply(upload="", state="committed", stored=stored_reply(present))

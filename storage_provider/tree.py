@@ -25,7 +25,7 @@ from storage_provider.paths import Place, parse_path
 from storage_provider.ranges import Ranges, Span
 from storage_provider.service import Area, StorageService
 from storage_provider.wire import SINGLE_PUT_BYTES
-from storage_provider.writing import StagedTarget, Target, UploadTarget, Writing
+from storage_provider.writing import StagedTarget, Target, UploadTarget, Writing, writer_name
 
 Identify = Callable[[], tuple[Peer, Permit | None]]
 """Who the party is by now and the permit it has shown; raises Denied when it is refused."""
@@ -131,7 +131,7 @@ class Tree:
         if place.kind not in ("object", "part"):
             raise Refused("only objects and parts can be written")
         area, party = self._admit(place, "write")
-        name = f"{party.owner}\0{place.kind} {place.inside or place.key}"
+        name = writer_name(party.owner, place.inside or place.key)
         if place.kind == "object" and (size is None or size <= SINGLE_PUT_BYTES):
             name += f" {os.urandom(8).hex()}"  # nothing to resume, so nobody's way to stand in
 
@@ -169,7 +169,7 @@ class Tree:
         if part.kind != "part" or place.kind != "object" or part.area != place.area:
             raise Refused("only a part can be renamed, to an object of the same area")
         area, party = self._admit(place, "write")
-        area.writers.end(f"{party.owner}\0part {part.inside}")
+        area.writers.end(writer_name(party.owner, part.inside))
         try:
             self._service.count(area, area.parts.take(party.owner, part.inside, place.key))
         except NotFound:
@@ -182,7 +182,7 @@ class Tree:
         place = parse_path(path)
         if place.kind == "part":
             area, party = self._admit(place, "write")
-            area.writers.end(f"{party.owner}\0part {place.inside}")
+            area.writers.end(writer_name(party.owner, place.inside))
             area.parts.delete(party.owner, place.inside)
             return
         _must_be_object(place)

@@ -174,6 +174,11 @@ class Writing:
             return True
 
 
+def writer_name(owner: str, what: str) -> str:
+    """Return the name that an owner's Writing of an object (its key) or a part (its name) has among the Writers."""
+    return f"{owner}\0{what}"
+
+
 class Writers:
     """The open Writings of an area by name; a new one of the same name ends the one before."""
 

@@ -369,6 +369,21 @@ def test_an_upload_changes_doors_half_way(place: Place, tmp_path: Path) -> None:
     assert whole(tree, path(spec.key)) == BIG
 
 
+def test_https_takes_over_what_a_dead_session_of_another_door_holds(place: Place) -> None:
+    tree, owner = place.tree(), "/O=Grid/CN=dgis"
+    dead = tree.write(path(BIG_SPEC.key), size=len(BIG))
+    dead.write(0, BIG[:5000])
+    reply = tree._service.begin_upload(place.areas[0], ObjectSpec(BIG_SPEC.key, len(BIG), BIG_SPEC.sha256), owner)
+    assert reply.missing == ((5000, len(BIG)),)
+    rest = place.areas[0].uploads.open_range(reply.upload, owner, 5000, len(BIG))
+    rest.write(BIG[5000:])
+    rest.close()
+    with pytest.raises(Conflict):
+        dead.write(5000, BIG[5000:])
+    tree._service.commit_upload(place.areas[0], reply.upload, owner)
+    assert whole(tree, path(BIG_SPEC.key)) == BIG
+
+
 def test_no_space_is_said_at_once_and_keeps_nothing(tmp_path: Path) -> None:
     place = Place(tmp_path, quota=1_000_000)
     place.open()
