@@ -34,6 +34,7 @@ class SshdRig:
             shutil.copy(identity.cert, folder)
         self.far = Sshd(host, tmp_path / "sshd")
         self.sync()
+        assert len(self.admitted) == 1
         self.far.start()
         self.wire = FaultyWire(("127.0.0.1", self.far.port))
         self.door = f"sftp://{account()}@127.0.0.1:{self.wire.port}{self.far.store}"
@@ -49,7 +50,7 @@ class SshdRig:
 
     def sync(self) -> None:
         peers = SshPeers(self.clients, Trust(self.site.trust))
-        sync(peers, Targets(self.far.authorized_keys, self.far.revoked_keys))
+        self.admitted = sync(peers, Targets(self.far.authorized_keys, self.far.revoked_keys)).admitted
 
     def open(self) -> SftpChannel:
         trust = Trust(self.site.trust)

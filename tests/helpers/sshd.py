@@ -85,12 +85,15 @@ class Sshd:
             _PRIVSEP.mkdir(mode=0o755, exist_ok=True)
         config = self.folder / "sshd_config"
         config.write_text("".join(f"{line}\n" for line in (*self._config(), *self.options)))
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=log)
-        until = time.monotonic() + 10
-        while not _listens(self.port):
-            assert self._process.poll() is None and time.monotonic() < until, (self.folder / "log").read_text()
-            time.sleep(0.02)
+        log = self.folder / "log"
+        seen = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=stream)
+        until = time.monotonic() + 20
+        # Its own word for it: somebody else may have taken the port, and would answer, too
+        while b"Server listening on" not in log.read_bytes()[seen:]:
+            assert self._process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """End the listener and every session of it."""
@@ -152,11 +155,3 @@ class Sshd:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
