@@ -141,7 +141,7 @@ class BlameReporter:
         self._catalog = catalog
 
     def __call__(self, blame: Blame) -> None:
-        log.warning("bad replica", se=blame.se, object=blame.key, kind=blame.kind)
+        log.warning("bad replica", se=blame.se, object=blame.key, kind=blame.kind, reason=blame.detail[:200])
         if blame.kind not in _TAINTED:
             return
         change = ReplicaChange(object_key=blame.key, location=blame.se, kind="object", state="suspect")
