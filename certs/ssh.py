@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def ssh_certificate(request: SSHCertificateRequest, signer: SSHSigner, *, now: d
 def known_hosts_keys(text: str, host: str, port: int) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """Return (keys good for a host, keys marked ``@revoked`` for it) of a known_hosts text.
 
-    Plain names with and without port are understood (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT); hashed names, patterns and
+    Names with and without port and hashed names are understood (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT); patterns and
     ``@cert-authority`` lines are passed over, so they admit nobody.
     """
     wanted = _host_pattern(host, port)
@@ -162,7 +163,7 @@ def known_hosts_keys(text: str, host: str, port: int) -> tuple[frozenset[bytes],
         words = line.split()
         marked = words[:1] == ["@revoked"]
         names, *key = (words[1:] if marked else words) or [""]
-        if names.startswith(("#", "@")) or len(key) < 2 or wanted not in names.lower().split(","):
+        if names.startswith(("#", "@")) or len(key) < 2 or not _lists(names, wanted):
             continue
         try:
             (revoked if marked else good).add(parse_key(" ".join(key[:2])))
@@ -184,6 +185,17 @@ def _comment(cert: x509.Certificate) -> str:
 def _host_pattern(host: str, port: int) -> str:
     name = host.lower()
     return name if port == SSH_PORT else f"[{name}]:{port}"
+
+
+def _lists(names: str, wanted: str) -> bool:
+    """Say whether a known_hosts name field stands for a host; ``|1|salt|hash`` is HMAC-SHA1 of its name."""
+    if not names.startswith("|1|"):
+        return wanted in names.lower().split(",")
+    try:
+        salt, digest = (base64.b64decode(part, validate=True) for part in names[3:].split("|"))
+    except (ValueError, binascii.Error):
+        return False
+    return hmac.compare_digest(hmac.digest(salt, wanted.encode(), "sha1"), digest)
 
 
 def _matches(pattern: str, host: str) -> bool:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from storage_provider.channel import Stat
-from storage_provider.errors import Refused
+from storage_provider.errors import Faulty, Refused
 from storage_provider.keys import parse_key
 from storage_provider.sftp import client_packets as packets
 from storage_provider.sftp.client_errors import Failed
@@ -19,6 +19,8 @@ from storage_provider.sftp.numbers import Code
 # Folders that are read at once; each holds 1/65536 of the objects
 _AT_ONCE = 24
 _DEPTH = 3  # v1/ab/cd
+# More names than any folder of a store has; a server that goes on for ever is left
+_MOST_NAMES = 1_000_000
 
 Entries = tuple[tuple[str, Attrs], ...]
 Fetch = Callable[[Sequence[str]], Sequence[Entries]]
@@ -36,7 +38,7 @@ def entries(path: str) -> Steps[Entries]:
         raise
     yield packets.readdir(handle)
     trouble: Failed | None = None
-    while trouble is None:
+    while trouble is None and len(found) < _MOST_NAMES:
         yield packets.readdir(handle)  # one ahead: most folders end with the second
         try:
             found += checked((yield TAKE)).names
@@ -44,6 +46,8 @@ def entries(path: str) -> Steps[Entries]:
             trouble = failed
     yield TAKE
     yield from ask(packets.close(handle))
+    if trouble is None:
+        raise Faulty("the server's listing does not end")
     if trouble.status.code != Code.EOF:
         raise trouble
     return tuple(found)

@@ -149,6 +149,10 @@ def test_openssh_reads_what_we_write(site: SiteHome, tmp_path: Path) -> None:
         shown = subprocess.run(["ssh-keygen", "-L", "-f", file], capture_output=True, text=True, check=True).stdout
         assert f"CN={cert.subject.rfc4514_string().split('CN=')[1].split(',')[0]}" in shown
     file.write_text(ssh.known_host(leaf(site.host("se1")), port=2200) + "\n")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", file], check=True, capture_output=True)
+    assert "|1|" in file.read_text() and "localhost" not in file.read_text()
+    assert ssh.known_hosts_keys(file.read_text(), "localhost", 2200)[0] == {blob(site.host("se1"))}
+    assert ssh.known_hosts_keys(file.read_text(), "localhost", 22)[0] == frozenset()
     found = subprocess.run(["ssh-keygen", "-F", "[localhost]:2200", "-f", file], capture_output=True, text=True)
     assert base64.b64encode(blob(site.host("se1"))).decode() in found.stdout
 

@@ -28,7 +28,7 @@ from storage_provider.errors import (
     StorageError,
     Unreachable,
 )
-from storage_provider.sftp import client_packets, client_replies, client_transport, server_packets
+from storage_provider.sftp import client_list, client_packets, client_replies, client_transport, server_packets
 from storage_provider.sftp.client import SftpChannel
 from storage_provider.sftp.client_door import Door
 from storage_provider.sftp.client_errors import Failed
@@ -42,7 +42,7 @@ from storage_provider.sftp.server_packets import Attributes, Framer
 from storage_provider.sftp.settings import SftpSettings
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.sshd_rig import sshd_rig
-from tests.helpers.fakesftp import DOOR, OPENSSH, FakeSftp, putting
+from tests.helpers.fakesftp import DOOR, OPENSSH, FakeSftp, FakeStream, putting
 from tests.helpers.pki import SiteHome, fresh_site, site
 from tests.helpers.sftpd import admit, sftpd
 from tests.helpers.sshd import NEEDS, Sshd
@@ -456,6 +456,17 @@ def test_listing_passes_over_what_is_no_object(tmp_path: Path) -> None:
     assert [stat.key for stat in listed("", fetch)] == keys
     assert [stat.key for stat in listed(keys[4][:4], fetch)] == [key for key in keys if key.startswith(keys[4][:4])]
     assert list(FakeSftp().connect().run(entries("/srv/objects"))) == []
+
+
+def test_a_listing_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_list, "_MOST_NAMES", 1000)
+    monkeypatch.setattr(
+        FakeStream, "_readdir", lambda _, request: server_packets.names(request.ident, [("v1", "", Attributes())] * 100)
+    )
+    far = FakeSftp()
+    far.folders.add("/srv/objects")
+    with pytest.raises(Faulty, match="does not end"):
+        far.connect().run(entries("/srv/objects"))
 
 
 def test_gets_leave_no_file_open_and_keep_their_session(site: SiteHome, tmp_path: Path) -> None:
