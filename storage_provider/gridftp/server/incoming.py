@@ -51,7 +51,8 @@ def _receive(session: Session, part: Partial, *, moved: bool) -> None:
         size += part.offset  # ALLO told the length of this part, which stands for the rest of the file
     path = session.path(part.path)
     try:
-        writing = session.tree.write(path, size=size, fresh=restart is None and not moved)
+        fresh = not moved and (restart is None or not restart.have)
+        writing = session.tree.write(path, size=size, fresh=fresh)
     except StorageError:
         if state.mode == "E" and state.sent_ahead:
             _swallow(session)

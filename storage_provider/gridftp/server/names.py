@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from storage_provider.errors import NotFound, Refused
+from storage_provider.errors import NotFound
 from storage_provider.gridftp.commands import CommandError, parse_cksm, parse_size, parse_two
 from storage_provider.gridftp.facts import Entry, format_entry, format_time
-from storage_provider.gridftp.markers import format_spans
+from storage_provider.gridftp.markers import MOST_SPANS, format_spans
 from storage_provider.gridftp.server.features import FEATURES, help_lines
 from storage_provider.tree import Node
 
@@ -154,8 +154,9 @@ def _site_space(session: Session, argument: str) -> None:
 def _site_missing(session: Session, argument: str) -> None:
     size, path = parse_two(argument, "SITE MISSING SIZE PATH")
     spans = session.tree.missing(session.path(path), parse_size(size))
-    if len(spans) > 256:
-        raise Refused("too many spans are missing; begin anew")
+    if len(spans) > MOST_SPANS:
+        # One line has no room for more: what lies between the last ones is asked for again
+        spans = (*spans[: MOST_SPANS - 1], (spans[MOST_SPANS - 1][0], spans[-1][1]))
     session.control.reply(250, format_spans(spans))
 
 

@@ -26,7 +26,7 @@ from storage_provider.gridftp.addresses import format_eprt, format_port, parse_s
 from storage_provider.gridftp.blocks import block_header, end_of_data
 from storage_provider.gridftp.facts import parse_entry
 from storage_provider.gridftp.gss import DELEGATION, NO_DELEGATION, GssError
-from storage_provider.gridftp.markers import parse_restart
+from storage_provider.gridftp.markers import parse_restart, parse_spans
 from storage_provider.gridftp.replies import Reply, adat_token
 from storage_provider.gridftp.server import watch
 from storage_provider.gridftp.settings import GsiftpSettings
@@ -334,6 +334,31 @@ def test_an_upload_that_was_cut_goes_on_where_it_stood(door: OwnServer, site: Si
         check(again.final(), 226)
         assert again.must(f"SITE MISSING {len(BIG)} {path}", 250).text == ""
     assert door.leftovers() == []
+
+
+def test_what_is_missing_in_very_many_places_is_told_in_one_line(door: OwnServer, raw: Raw) -> None:
+    path, step = path_of(BIG), 20_000
+    endpoint = raw.passive()
+    raw.send(f"ALLO {len(BIG)}", f"STOR {path}")
+    stream = raw.connect(endpoint)
+    stream.do_handshake()
+    for at in range(0, 400 * step, step):
+        stream.sendall(block_header(100, at) + BIG[at : at + 100])
+    stream.close()
+    check(raw.reply(), 200)
+    check(raw.final(), 426)
+    told = parse_spans(raw.must(f"SITE MISSING {len(BIG)} {path}", 250).text)
+    assert len(told.spans) == 256 and told.spans[-1][1] == len(BIG)
+    for at in range(0, 400 * step, step):
+        assert told.covers(at + 100, at + step)
+
+
+def test_rest_0_begins_anew(door: OwnServer, raw: Raw) -> None:
+    part = "/areas/main/stage/one.part"
+    check(raw.store(part, SMALL), 226)
+    raw.must("REST 0", 350)
+    check(raw.store(part, SMALL[:10]), 226)
+    assert raw.must(f"SIZE {part}", 213).text == "10"
 
 
 def test_a_part_becomes_an_object_by_a_verified_rename(door: OwnServer, raw: Raw) -> None:
