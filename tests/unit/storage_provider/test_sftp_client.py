@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,8 @@ from paramiko.packet import Packetizer
 
 from certs.config import IdentityConfig
 from certs.trust import Trust
-from storage_provider.channel import Put, Stored, Want
+from storage_provider.channel import ObjectSpec, Put, Stored, Want
+from storage_provider.checksum import digests_of
 from storage_provider.errors import (
     Corrupt,
     Denied,
@@ -28,6 +31,7 @@ from storage_provider.errors import (
     StorageError,
     Unreachable,
 )
+from storage_provider.keys import object_key
 from storage_provider.sftp import client_list, client_packets, client_replies, client_transport, server_packets
 from storage_provider.sftp.client import SftpChannel
 from storage_provider.sftp.client_door import Door
@@ -596,3 +600,28 @@ def test_keys_survive_a_rekeying(site: SiteHome, tmp_path: Path, monkeypatch: py
         with rig.channel.get(spec_of(data).key) as blocks:
             assert spec_of(b"".join(blocks)) == spec_of(data)
         assert rig.wire.accepted == 1
+
+
+@pytest.mark.soak
+@pytest.mark.peer
+@pytest.mark.timeout(600)
+@NEEDS
+def test_memory_stays_flat_over_a_large_object(site: SiteHome, tmp_path: Path) -> None:
+    """1.2 GB both ways, over two rekeyings."""
+    path, size = tmp_path / "large", 1_200_000_000
+    with path.open("wb") as file:
+        for _ in range(size // len(DATA)):
+            file.write(DATA)
+    sha256, chunks = digests_of(path, size=size)
+    spec = ObjectSpec(object_key(sha256), size, sha256, chunks)
+    with sshd_rig(site, tmp_path) as rig:
+        rig.channel.space()
+        before = psutil.Process().memory_info().rss
+        rig.channel.put(spec, path)
+        came, digest_of = 0, hashlib.sha256()
+        with rig.channel.get(spec.key) as blocks:
+            for block in blocks:
+                came += len(block)
+                digest_of.update(block)
+                assert psutil.Process().memory_info().rss - before < 40_000_000
+        assert (came, digest_of.hexdigest()) == (size, sha256)
