@@ -14,7 +14,7 @@ from storage_provider.gridftp.replies import Reply
 from storage_provider.keys import object_key, parse_key
 
 # Folders asked ahead of the one whose entries are given out
-_AHEAD = 32
+_AHEAD = 64
 _HEX2 = re.compile(r"[0-9a-f]{2}", re.A)
 _SPACE = re.compile(r"\b(total|free|used)=(\d{1,19})", re.A)
 
@@ -38,10 +38,17 @@ def list_objects(session: Session, prefix: str) -> Iterator[Stat]:
     """Yield committed objects in key order: a folder at a time, the next ones asked ahead."""
     if session.door.own:
         session.control.ask(f"MLST {session.door.objects}")  # an area that is not there is not an empty one
-    for first in _folders(session, "v1", prefix):
-        inner = _folders(session, f"v1/{first}", prefix)
-        for listed in _asked_ahead(session, [f"v1/{first}/{each}" for each in inner]):
-            yield from _objects(listed, prefix)
+    outer = [f"v1/{name}" for name in _names(_listed(session, "v1"), "v1", prefix)]
+    for start in range(0, len(outer), _AHEAD):
+        some = outer[start : start + _AHEAD]
+        found = list(_asked_ahead(session, some))
+        inner = [
+            f"{folder}/{name}"
+            for folder, entries in zip(some, found, strict=True)
+            for name in _names(entries, folder, prefix)
+        ]
+        for entries in _asked_ahead(session, inner):
+            yield from _objects(entries, prefix)
 
 
 def space_of(session: Session) -> Space:
@@ -55,12 +62,15 @@ def space_of(session: Session) -> Space:
     return Space(**found)
 
 
-def _folders(session: Session, folder: str, prefix: str) -> list[str]:
-    """Return the names of the folders below one that keys with this prefix can lie in, in order."""
-    path = f"{session.door.objects}/{folder}"
-    session.control.send(f"MLSC {path}")
-    names = sorted(entry.name for entry in _entries(session, session.control.final()) if entry.kind == "dir")
-    return [name for name in names if _HEX2.fullmatch(name) and _meets(f"{folder}/{name}/", prefix)]
+def _listed(session: Session, folder: str) -> list[Entry]:
+    session.control.send(f"MLSC {session.door.objects}/{folder}")
+    return _entries(session, session.control.final())
+
+
+def _names(entries: list[Entry], folder: str, prefix: str) -> list[str]:
+    """Return the names of the folders in one that keys with this prefix can lie in, in order."""
+    names = sorted(entry.name for entry in entries if entry.kind == "dir" and _HEX2.fullmatch(entry.name))
+    return [name for name in names if _meets(f"{folder}/{name}/", prefix)]
 
 
 def _meets(folder: str, prefix: str) -> bool:
@@ -70,9 +80,10 @@ def _meets(folder: str, prefix: str) -> bool:
 def _asked_ahead(session: Session, folders: list[str]) -> Iterator[list[Entry]]:
     left, asked = deque(folders), 0
     while left or asked:
-        ahead = [left.popleft() for _ in range(min(len(left), _AHEAD - asked))] if asked <= _AHEAD // 2 else []
-        session.control.send(*(f"MLSC {session.door.objects}/{folder}" for folder in ahead))
-        asked += len(ahead)
+        if asked <= _AHEAD // 2:
+            ahead = [left.popleft() for _ in range(min(len(left), _AHEAD - asked))]
+            session.control.send(*(f"MLSC {session.door.objects}/{folder}" for folder in ahead))
+            asked += len(ahead)
         yield _entries(session, session.control.final())
         asked -= 1
 

@@ -13,6 +13,7 @@ from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, 
 from storage_provider.errors import NotFound, StorageError, Unreachable, Unsupported
 from storage_provider.gridftp.client.asking import list_objects, space_of, stat_of
 from storage_provider.gridftp.client.door import Door
+from storage_provider.gridftp.client.fanout import Fanned
 from storage_provider.gridftp.client.getting import Getting
 from storage_provider.gridftp.client.link import DataIdentity, Dial, plainly
 from storage_provider.gridftp.client.pulling import Pairs, Pulling
@@ -47,6 +48,9 @@ FOREIGN = Capabilities(
     pull=True,
     space=False,
 )
+
+# Sessions of a batch of gets in stream mode
+_LANES = 4
 
 T = TypeVar("T")
 
@@ -114,8 +118,11 @@ class GsiftpChannel:
 
     @contextmanager
     def get_many(self, wants: Sequence[Want]) -> Iterator[Iterator[Got]]:
-        """Hand out objects, asked for ahead over one data connection where the far side can."""
-        getting = Getting(self._sessions, wants)
+        """Hand out objects: asked for ahead over one data connection, or in stream mode over a few sessions."""
+        data = self._sessions.opening.data
+        streams = not self._door.own and not data.active
+        lanes = min(_LANES, data.sessions, len(wants)) if streams else 1
+        getting = Getting(self._sessions, wants) if lanes < 2 else Fanned(self._sessions, wants, lanes)
         gots = getting.each()
         try:
             yield gots

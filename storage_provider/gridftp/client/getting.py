@@ -18,8 +18,8 @@ from storage_provider.gridftp.commands import CommandError, parse_size
 BLOCK_BYTES = 512 * 1024
 YIELD_SECONDS = 0.5
 # Sizes asked in one flight, and transfers asked ahead of the one that is read
-_FLIGHT = 64
-_AHEAD = 16
+_FLIGHT = 128
+_AHEAD = 64
 # A transfer that is left is read to its end when so much is left, else the session is given up
 _DRAIN_BYTES = 1024 * 1024
 
