@@ -31,8 +31,8 @@ from storage_provider.wire import SINGLE_PUT_BYTES
 # Tries of a put in a row that bring it no byte further
 TRIES = 4
 FSYNC = "fsync@openssh.com"
-# Bytes of one object on their way to the far side
-FLIGHT_BYTES = 2 * 1024 * 1024
+# Bytes of one object on their way to the far side: twice an sshd's window, so that the window alone holds us up
+FLIGHT_BYTES = 4 * 1024 * 1024
 # A part of ours that was touched this recently may have a living writer in another process
 _ALIVE_SECONDS = 60
 
