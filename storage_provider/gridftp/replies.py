@@ -15,6 +15,8 @@ from dataclasses import dataclass
 MOST_LINE_BYTES = 128 * 1024
 # A reply of a listing has a line per entry.
 MOST_REPLY_BYTES = 4 * 1024 * 1024
+# What an empty line costs us
+_LINE_BYTES = 64
 # RFC 2228 section 5: integrity, privacy, confidentiality protected replies
 _PROTECTED = frozenset({631, 632, 633})
 
@@ -103,7 +105,7 @@ class _Gathering:
         text = line.decode("utf-8", "surrogateescape").rstrip("\0")
         if not self._code:
             return self._first(text)
-        self._size += len(text)
+        self._size += len(text) + _LINE_BYTES
         if self._size > self._most:
             raise ReplyError("a reply is too long")
         if text[:4] == f"{self._code} " or text == str(self._code):

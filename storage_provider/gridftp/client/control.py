@@ -7,6 +7,7 @@ import contextlib
 import select
 import socket
 import ssl
+import time
 from collections import deque
 
 from certs.errors import TrustError
@@ -21,6 +22,8 @@ from storage_provider.timeouts import Timeouts
 
 _READ_BYTES = 64 * 1024
 _MOST_STEPS = 20
+# A reply that comes byte by byte must have come whole in so many times the patience for its next byte
+_DRIP = 6
 # A door that takes longer to accept a connection is not there; the next one is asked meanwhile
 _CONNECT_SECONDS = 3.0
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
@@ -79,8 +82,12 @@ class Control:
 
     def reply(self, patience: float | None = None) -> Reply:
         """Return the next reply of any kind; waits `patience` seconds at most without a byte."""
+        wait = patience or self.timeouts.answer
+        until = time.monotonic() + _DRIP * wait
         while not self._waiting:
-            self._receive(patience or self.timeouts.answer)
+            if time.monotonic() > until:
+                raise self.lost("a reply does not end")
+            self._receive(wait)
         reply = self._waiting.popleft()
         self.owed -= reply.kind != 1
         return reply
