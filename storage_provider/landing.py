@@ -16,7 +16,7 @@ from storage_provider.errors import Conflict, LocalFault, Refused
 from storage_provider.ranges import Ranges
 
 # So scattered a file costs memory; no transfer has as many gaps
-_MOST_SPANS = 4096
+_MOST_SPANS = 1024
 
 
 class Landing:

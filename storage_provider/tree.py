@@ -24,8 +24,9 @@ from storage_provider.parts import PartStat
 from storage_provider.paths import Place, parse_path
 from storage_provider.ranges import Ranges, Span
 from storage_provider.service import Area, StorageService
+from storage_provider.targets import StagedTarget, UploadTarget
 from storage_provider.wire import SINGLE_PUT_BYTES
-from storage_provider.writing import StagedTarget, Target, UploadTarget, Writing, writer_name
+from storage_provider.writing import Target, Writing, writer_name
 
 Identify = Callable[[], tuple[Peer, Permit | None]]
 """Who the party is by now and the permit it has shown; raises Denied when it is refused."""

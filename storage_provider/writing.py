@@ -1,29 +1,21 @@
-"""One object or part on its way in through a door that writes at offsets (gsiftp, sftp): `Writing` and its targets.
+"""One object or part on its way in through a door that writes at offsets (gsiftp, sftp).
 
-A target says where the bytes lie and what becomes of them: a staged file (small objects, and those whose size nobody
-said), a resumable upload (larger ones), or a part (see parts.py). A name has one writer: a newer one takes it over, so
-that a client that was cut off need not wait for its dead session to be noticed.
+A `Target` (targets.py, parts.py) says where the bytes lie and what becomes of them. A name has one writer: a newer one
+takes it over, so that a client that was cut off need not wait for its dead session to be noticed.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from storage_provider.channel import ObjectSpec, Stored
-from storage_provider.disk import create, disk_errors
-from storage_provider.errors import Conflict, Corrupt, NoSpace, Refused
-from storage_provider.keys import parse_key
+from storage_provider.channel import Stored
+from storage_provider.errors import Conflict, NoSpace
 from storage_provider.landing import Landing
 from storage_provider.ranges import Ranges
-from storage_provider.space import Room
-from storage_provider.store import Store
-from storage_provider.uploads import Uploads
 
 # What came of a large transfer is made durable (and journalled) each time so many bytes have come
 SYNC_BYTES = 64 * 1024 * 1024
@@ -208,114 +200,3 @@ class Writers:
         with self._lock:
             if self._open.get(name) is writing:
                 del self._open[name]
-
-
-class StagedTarget:
-    """An object in a file of the store's stage: gone when it is not committed. `size` None: as long as it comes."""
-
-    def __init__(self, store: Store, key: str, size: int | None) -> None:
-        self._store = store
-        self._key = key
-        self._sha256 = parse_key(key)
-        self._size = size
-        self._room = Room(store.ledger, size or 0)
-        self._path = store.root / "stage" / f"{secrets.token_hex(12)}.part"
-        try:
-            with disk_errors(key):
-                self.landing = Landing(create(self._path), rewrite=size is None, key=key)
-        except BaseException:
-            self._room.give_back()
-            raise
-
-    def reserve(self, end: int) -> None:
-        """See Target."""
-        if self._size is not None and end > self._size:
-            raise Refused("more bytes than announced", key=self._key)
-        self._room.reach(end)
-
-    def sync(self) -> None:
-        """Nothing: what is staged is thrown away at the next start."""
-
-    def commit(self) -> tuple[Stored, bool]:
-        """See Target."""
-        try:
-            size = self.landing.front
-            if self._size not in (None, size) or size != self.landing.end:
-                raise Refused("fewer bytes than announced", key=self._key)
-            if self.landing.digest() != self._sha256:
-                raise Corrupt("the bytes sent do not have the key's SHA-256", key=self._key)
-            with disk_errors(self._key):
-                # The folders first: syncing the file then syncs them too on a journalling file system
-                self._store.prepare(self._key)
-                os.fsync(self.landing.fd)
-        except BaseException:
-            self.drop()
-            raise
-        os.close(self.landing.fd)
-        self._room.fit(size)
-        try:
-            return self._store.adopt(self._path, self._key, size)
-        finally:
-            self._path.unlink(missing_ok=True)
-
-    def keep(self) -> None:
-        """See Target: nothing can be kept."""
-        self.drop()
-
-    def drop(self) -> None:
-        """See Target."""
-        os.close(self.landing.fd)
-        self._path.unlink(missing_ok=True)
-        self._room.give_back()
-
-
-class UploadTarget:
-    """A large object of known size in a resumable upload of its owner."""
-
-    def __init__(self, uploads: Uploads, spec: ObjectSpec, owner: str) -> None:
-        self._uploads = uploads
-        self._spec = spec
-        self._owner = owner
-        self._ident, _ = uploads.begin(spec, owner)
-        with disk_errors(spec.key):
-            fd, before = uploads.open_missing(self._ident, owner)
-        self.landing = Landing(fd, received=before.received, key=spec.key)
-
-    def reserve(self, end: int) -> None:
-        """See Target."""
-        if end > self._spec.size:
-            raise Refused("more bytes than announced", key=self._spec.key)
-
-    def sync(self) -> None:
-        """See Target."""
-        came = self.landing.received
-        with disk_errors(self._spec.key):
-            os.fdatasync(self.landing.fd)
-        self._uploads.note(self._ident, self._owner, came)
-
-    def commit(self) -> tuple[Stored, bool]:
-        """See Target."""
-        whole = self.landing.front == self._spec.size
-        digest = None
-        try:
-            digest = self.landing.digest() if whole else None
-        finally:
-            self.keep()
-        return self._uploads.commit(self._ident, self._owner, digest=digest), True
-
-    def keep(self) -> None:
-        """See Target."""
-        came = Ranges()
-        try:
-            with disk_errors(self._spec.key):
-                os.fdatasync(self.landing.fd)
-            came = self.landing.received
-        finally:
-            os.close(self.landing.fd)
-            self._uploads.settle(self._ident, self._owner, came)
-
-    def drop(self) -> None:
-        """See Target."""
-        os.close(self.landing.fd)
-        self._uploads.settle(self._ident, self._owner, Ranges())
-        self._uploads.abort(self._ident, self._owner)

@@ -1,7 +1,6 @@
 """The verbs of the SFTP server: one request in, one answer out, over the Tree. Blocking; one thread at a time.
 
-Own extensions, announced in the version packet beside OpenSSH's (see PROTOCOL.md): `dgis@dgis` (an own door),
-`permit@dgis`, `acting-for@dgis`, `missing@dgis`, `checksum@dgis`.
+What goes beyond the version's own verbs is in server_extras.
 """
 
 from __future__ import annotations
@@ -17,35 +16,14 @@ from storage_provider.errors import Denied, LocalFault, NotFound, Refused, Stora
 from storage_provider.paths import parse_path, resolve
 from storage_provider.sftp import server_packets as packets
 from storage_provider.sftp.numbers import Code, Flag, Kind
+from storage_provider.sftp.server_extras import EXTENSIONS, Claims, Extras
 from storage_provider.sftp.server_packets import LONGEST_DATA, Attributes, BadPacket, Request
 from storage_provider.tree import Node, Tree
 from storage_provider.writing import JUDGE_SECONDS, Writing
 
-EXTENSIONS = (
-    (b"dgis@dgis", b"1"),
-    (b"posix-rename@openssh.com", b"1"),
-    (b"statvfs@openssh.com", b"2"),
-    (b"fsync@openssh.com", b"1"),
-    (b"limits@openssh.com", b"1"),
-    (b"permit@dgis", b"1"),
-    (b"acting-for@dgis", b"1"),
-    (b"missing@dgis", b"1"),
-    (b"checksum@dgis", b"1"),
-)
 MOST_HANDLES = 128
 _NAMES_AT_ONCE = 100
-_LONGEST_TOKEN = 64 * 1024
-_LONGEST_ACTOR = 300
-_TO_THE_END = (1 << 64) - 1
 _CODES = {NotFound: Code.NO_SUCH_FILE, Denied: Code.PERMISSION_DENIED, Unsupported: Code.OP_UNSUPPORTED}
-
-
-@dataclass(slots=True)
-class Claims:
-    """What a session says of itself beside its key: a permit, and for whom a gateway asks."""
-
-    permit: str = ""
-    acting_for: str = ""
 
 
 @dataclass(slots=True)
@@ -66,7 +44,6 @@ class SftpFiles:
 
     def __init__(self, tree: Tree, claims: Claims, *, most_handles: int = MOST_HANDLES) -> None:
         self._tree = tree
-        self._claims = claims
         self._most = most_handles
         self._open: dict[bytes, _Open] = {}
         self._numbers = itertools.count(1)
@@ -90,16 +67,7 @@ class SftpFiles:
             Kind.RENAME: self._rename,
             Kind.EXTENDED: self._extended,
         }
-        self._extras: dict[bytes, Callable[[Request], bytes]] = {
-            b"posix-rename@openssh.com": self._rename,
-            b"statvfs@openssh.com": self._statvfs,
-            b"fsync@openssh.com": self._fsync,
-            b"limits@openssh.com": self._limits,
-            b"permit@dgis": self._permit,
-            b"acting-for@dgis": self._acting_for,
-            b"missing@dgis": self._missing,
-            b"checksum@dgis": self._checksum,
-        }
+        self._extras = Extras(tree, claims, most_handles=most_handles, over=lambda: self._stopped)
 
     def answer(self, request: Request) -> bytes:
         """Do what a request asks and return the answer; BadPacket when it is none."""
@@ -299,20 +267,13 @@ class SftpFiles:
         self._tree.rename(self._path(request), self._path(request))
         return packets.status(request.ident, Code.OK)
 
-    # -- extensions ---------------------------------------------------------------------------------------------
-
     def _extended(self, request: Request) -> bytes:
-        extra = self._extras.get(request.blob())
-        if extra is None:
-            raise Unsupported("this server has no such extension")
-        return extra(request)
-
-    def _statvfs(self, request: Request) -> bytes:
-        space = self._tree.space(self._path(request))
-        # Counted in units of one byte (f_frsize), so that nothing is lost; no inodes, names of up to 255 bytes
-        return packets.extended(
-            request.ident, 32768, 1, space.total, space.total - space.used, space.free, *[0] * 5, 255
-        )
+        name = request.blob()
+        if name == b"posix-rename@openssh.com":
+            return self._rename(request)
+        if name == b"fsync@openssh.com":
+            return self._fsync(request)
+        return self._extras.answer(name, request)
 
     def _fsync(self, request: Request) -> bytes:
         found = self._at(request)
@@ -320,32 +281,6 @@ class SftpFiles:
             raise Refused("not open for writing")
         found.writing.sync()
         return packets.status(request.ident, Code.OK)
-
-    def _limits(self, request: Request) -> bytes:
-        return packets.extended(request.ident, packets.LONGEST_FRAME, LONGEST_DATA, LONGEST_DATA, self._most)
-
-    def _permit(self, request: Request) -> bytes:
-        token = request.blob()
-        if len(token) > _LONGEST_TOKEN or not token.isascii():
-            raise Refused("not a permit")
-        self._claims.permit = token.decode()
-        return packets.status(request.ident, Code.OK)
-
-    def _acting_for(self, request: Request) -> bytes:
-        name = request.blob().decode("utf-8", errors="replace")
-        if len(name) > _LONGEST_ACTOR or not name.isprintable():
-            raise Refused("acting-for is a DN or ae:TITLE@SITE")
-        self._claims.acting_for = name
-        return packets.status(request.ident, Code.OK)
-
-    def _missing(self, request: Request) -> bytes:
-        return packets.extended_spans(request.ident, self._tree.missing(self._path(request), request.u64()))
-
-    def _checksum(self, request: Request) -> bytes:
-        path, algorithm, offset, length = self._path(request), request.text(), request.u64(), request.u64()
-        span = None if length == _TO_THE_END else length
-        digest = self._tree.checksum(path, algorithm=algorithm, offset=offset, length=span, stop=lambda: self._stopped)
-        return packets.extended_text(request.ident, digest)
 
 
 def _no_verb(request: Request) -> bytes:

@@ -21,7 +21,8 @@ from certs.sshpeers import SshPeers
 from certs.tls import peer_of_chain
 from storage_provider.errors import Denied
 from storage_provider.service import StorageService
-from storage_provider.sftp.server_files import Claims, SftpFiles
+from storage_provider.sftp.server_extras import Claims
+from storage_provider.sftp.server_files import SftpFiles
 from storage_provider.sftp.server_session import Pools, SftpSession
 from storage_provider.sftp.server_tuning import tune
 from storage_provider.sftp.settings import SftpSettings

@@ -22,7 +22,8 @@ from storage_provider.metrics import Metrics
 from storage_provider.parts import Parts
 from storage_provider.service import Area, StorageService
 from storage_provider.sftp.numbers import Code, Flag, Kind
-from storage_provider.sftp.server_files import Claims, SftpFiles
+from storage_provider.sftp.server_extras import Claims
+from storage_provider.sftp.server_files import SftpFiles
 from storage_provider.sftp.server_packets import LONGEST_FRAME, BadPacket, Framer, Request
 from storage_provider.store import Store
 from storage_provider.tree import Tree

@@ -32,7 +32,7 @@ from storage_provider.errors import LocalFault
 from storage_provider.sftp import server as server_room
 from storage_provider.sftp.numbers import Flag, Kind
 from storage_provider.sftp.server import SftpServer
-from storage_provider.sftp.server_files import Claims
+from storage_provider.sftp.server_extras import Claims
 from storage_provider.sftp.server_login import Lobby, Login
 from storage_provider.sftp.settings import SftpSettings
 from tests.conformance.memory_channel import spec_of
