@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from storage_provider.errors import Denied, LocalFault, NotFound, Refused, StorageError, Unsupported
+from storage_provider.errors import Denied, Faulty, LocalFault, NotFound, Refused, StorageError, Unsupported
 from storage_provider.paths import parse_path, resolve
 from storage_provider.sftp import server_packets as packets
 from storage_provider.sftp.numbers import Code, Flag, Kind
@@ -124,7 +124,7 @@ class SftpFiles:
 
     def _add(self, ident: int, made: Callable[[], _Open]) -> bytes:
         if len(self._open) >= self._most:
-            raise Refused(f"a session has at most {self._most} open files")
+            raise Faulty(f"a session has at most {self._most} open files")
         name = b"%d" % next(self._numbers)
         self._open[name] = made()
         return packets.handle(ident, name)
