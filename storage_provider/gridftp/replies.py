@@ -57,7 +57,11 @@ class ReplyReader:
         self._outer = _Lines()
         self._inner = _Lines()
         self._plain = _Gathering(most_reply_bytes)
-        self._shell = _Gathering(most_reply_bytes)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing has come of a next reply."""
+        return not (self._outer.rest or self._inner.rest or self._plain.open)
 
     def feed(self, data: bytes) -> list[Reply]:
         """Take bytes as they came; return the replies that are complete by now. Raises ReplyError."""
@@ -83,11 +87,11 @@ class _Lines:
     """Cuts a byte stream at line feeds; the carriage return before one is dropped."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self.rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n") if b"\n" in data else (self._rest + data,)
-        if len(self._rest) > MOST_LINE_BYTES or any(len(line) > MOST_LINE_BYTES for line in lines):
+        *lines, self.rest = (self.rest + data).split(b"\n") if b"\n" in data else (self.rest + data,)
+        if len(self.rest) > MOST_LINE_BYTES or any(len(line) > MOST_LINE_BYTES for line in lines):
             raise ReplyError("a line of a reply is too long")
         return [line.removesuffix(b"\r") for line in lines]
 
@@ -100,6 +104,11 @@ class _Gathering:
         self._code = 0
         self._lines: list[str] = []
         self._size = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether a reply of several lines has begun."""
+        return bool(self._code)
 
     def add(self, line: bytes) -> list[Reply]:
         text = line.decode("utf-8", "surrogateescape").rstrip("\0")

@@ -183,6 +183,9 @@ class Control:
     def _enter(self, gss: Gss, reply: Reply) -> VerifiedChain:
         if not gss.established:
             raise self.lost("the security exchange ended before the handshake did")
+        if self._waiting or not self._reader.clean:
+            # Said in clear, and by whomever; taken for answers it would be believed like protected ones
+            raise self.lost("more was said in clear than was asked")
         self._opened(gss, self._token(reply))
         chain = self._judged(gss)
         self._gss, self._reader.unwrap = gss, gss.unwrap

@@ -101,7 +101,7 @@ def test_any_bytes_at_any_stage_are_a_storage_error(site: SiteHome, seed: int) -
         assert not error.permanent and error.door == door
 
 
-def logged_in(site: SiteHome, then: Callable[[socket.socket, Gss], None]) -> Talk:
+def logged_in(site: SiteHome, then: Callable[[socket.socket, Gss], None], *, beside: bytes = b"") -> Talk:
     """Log a client in as a real server does, then do something else."""
     tls = server_context(site.storage())
 
@@ -117,7 +117,8 @@ def logged_in(site: SiteHome, then: Callable[[socket.socket, Gss], None]) -> Tal
                 connection.sendall(b"335 ADAT=" + base64.b64encode(token) + b"\r\n")
         connection.sendall(b"335 ADAT=" + base64.b64encode(token + gss.wrap(b"0")) + b"\r\n")
         gss.unwrap(base64.b64decode(reader.readline()[5:]))
-        connection.sendall(b"235 welcome\r\n")
+        connection.sendall(b"235 welcome\r\n" + beside)
+        reader.readline()
         then(connection, gss)
         connection.settimeout(5)
         while connection.recv(65536):  # closing over unread bytes would reset what we said
@@ -147,7 +148,7 @@ AFTER: dict[str, tuple[Callable[[socket.socket, Gss], None], type[StorageError]]
         ),
         Unreachable,
     ),
-    "closes": (lambda connection, gss: connection.close(), Unreachable),
+    "closes": (lambda connection, gss: connection.shutdown(socket.SHUT_RDWR), Unreachable),
 }
 
 
@@ -158,6 +159,17 @@ def test_after_the_login_too(site: SiteHome, then: Callable[[socket.socket, Gss]
             here.stat(KEY)
         if kind is StorageError:
             assert "private" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "beside", [b"331 go on\r\n230 in\r\n211-Extensions\r\n DCSC P,D\r\n211 End\r\n", b"331-", b"3"]
+)
+def test_what_is_slipped_in_beside_the_last_clear_reply_is_not_believed(site: SiteHome, beside: bytes) -> None:
+    quiet = logged_in(site, lambda connection, gss: None, beside=beside)
+    with speaking(quiet) as door, closing(_channel(site, door, answer=3.0)) as here:
+        with pytest.raises(Unreachable, match="in clear") as caught:
+            here.stat(KEY)
+        assert not caught.value.permanent
 
 
 def _channel(site: SiteHome, door: str, *, answer: float = 0.3) -> GsiftpChannel:
