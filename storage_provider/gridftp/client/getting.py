@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 
 from storage_provider.channel import Got, Want
 from storage_provider.errors import Faulty, LocalFault, Refused, StorageError, Unreachable
-from storage_provider.gridftp.blocks import HEADER_BYTES, BlockError, BlockParser
 from storage_provider.gridftp.client.hearing import Hearing
-from storage_provider.gridftp.client.link import Link, accept
+from storage_provider.gridftp.client.link import accept
+from storage_provider.gridftp.client.reading import Asked, asked_of, mode_e, mode_s
 from storage_provider.gridftp.client.session import Session
 from storage_provider.gridftp.client.sessions import Sessions
 from storage_provider.gridftp.commands import CommandError, parse_size
 
-BLOCK_BYTES = 512 * 1024
-YIELD_SECONDS = 0.5
 # Sizes asked in one flight, and transfers asked ahead of the one that is read
 _FLIGHT = 128
 _AHEAD = 64
 # A transfer that is left is read to its end when so much is left, else the session is given up
 _DRAIN_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """What of a want is to come: exactly these bytes of an object of that size."""
-
-    start: int
-    stop: int
-    whole: bool
 
 
 class Getting:
@@ -40,9 +28,8 @@ class Getting:
         self._sessions = sessions
         self._wants = wants
         self._session: Session | None = None
-        self._spans: dict[int, _Span | StorageError] = {}
+        self._spans: dict[int, Asked | StorageError] = {}
         self._sent: deque[int] = deque()
-        self._next = 0
         self._tried_anew = False
         self._lost: Unreachable | None = None
 
@@ -131,10 +118,9 @@ class Getting:
     def _at_hand(self) -> Session:
         if self._session is None:
             self._session = self._sessions.take(up=False, fresh=self._tried_anew)
-            self._next = 0
         return self._session
 
-    def _span(self, session: Session, number: int) -> _Span | StorageError:
+    def _span(self, session: Session, number: int) -> Asked | StorageError:
         if number not in self._spans:
             self._spans = {at: span for at, span in self._spans.items() if at >= number}
             last = min(number + _FLIGHT, len(self._wants))
@@ -159,7 +145,7 @@ class Getting:
             want = self._wants[number]
             try:
                 size = parse_size(session.control.checked(reply, want.key).text.strip())
-                self._spans[number] = _span_of(want, size, door.url)
+                self._spans[number] = asked_of(want, size, door.url)
             except CommandError:
                 self._spans[number] = Faulty("the answer to SIZE is no size", door=door.url, key=want.key)
             except StorageError as error:
@@ -198,7 +184,7 @@ class Getting:
         commands: list[str] = []
         at = (self._sent[-1] if self._sent else number) + 1
         while len(self._sent) < most and at in self._spans:
-            if isinstance(self._spans[at], _Span):
+            if isinstance(self._spans[at], Asked):
                 self._sent.append(at)
                 commands += [self._command(session, at)] if kept else ["EPSV", self._command(session, at)]
             at += 1
@@ -211,21 +197,21 @@ class Getting:
 
     def _command(self, session: Session, number: int) -> str:
         span, path = self._spans[number], session.door.object(self._wants[number].key)
-        assert isinstance(span, _Span)
+        assert isinstance(span, Asked)
         return f"RETR {path}" if span.whole else f"ERET P {span.start} {span.stop - span.start} {path}"
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def _read(self, number: int, hearing: Hearing) -> Generator[bytes, None, None]:
         session, span = self._session, self._spans[number]
-        assert session is not None and session.link is not None and isinstance(span, _Span)
+        assert session is not None and session.link is not None and isinstance(span, Asked)
         expected, received = span.stop - span.start, 0
-        stream = _mode_e(session.link, hearing, span) if session.linked(up=False) else _mode_s(session.link, hearing)
+        stream = mode_e(session.link, hearing, span) if session.linked(up=False) else mode_s(session.link, hearing)
         try:
             for block in stream:
                 received += len(block)
                 if received > expected:
-                    raise self._faulty("more bytes came than were asked for", number)
+                    raise Faulty("more bytes came than were asked for")
                 yield block
             if received < expected:
                 raise session.link.lost("the stream ended early")
@@ -236,8 +222,9 @@ class Getting:
         except GeneratorExit:
             self._left(stream, hearing, expected - received)
             raise
-        except StorageError:
+        except StorageError as error:
             self._give_up()
+            error.door, error.key = session.door.url, self._wants[number].key
             raise
 
     def _left(self, stream: Iterator[bytes], hearing: Hearing, left: int) -> None:
@@ -273,46 +260,3 @@ class Getting:
             self._session.close()
             self._session = None
         self._sent.clear()
-
-    def _faulty(self, why: str, number: int) -> Faulty:
-        return Faulty(why, door=self._sessions.opening.door.url, key=self._wants[number].key)
-
-
-def _span_of(want: Want, size: int, door: str) -> _Span | StorageError:
-    stop = size if want.length is None else min(want.offset + want.length, size)
-    ranged = bool(want.offset) or want.length is not None
-    if ranged and not 0 <= want.offset < stop:
-        return Refused("the range lies outside the object", door=door, key=want.key)
-    return _Span(want.offset, stop, (want.offset, stop) == (0, size))
-
-
-def _mode_e(link: Link, hearing: Hearing, span: _Span) -> Generator[bytes, None, None]:
-    """Yield the blocks of one transfer (GFD.20 section 3.4); they must come in order, we ask for one stream."""
-    parser, buffer = BlockParser(), memoryview(bytearray(BLOCK_BYTES + HEADER_BYTES))
-    position: int | None = None
-    while not parser.ended:
-        got = link.receive(buffer[: min(len(buffer), parser.wanted)], hearing, seconds=YIELD_SECONDS)
-        if not got:
-            raise link.lost("the data connection ended early")
-        try:
-            pieces, _ = parser.feed(buffer[:got])
-        except BlockError as error:
-            raise link.lost(str(error)) from error
-        for offset, piece in pieces:
-            # The part of ERET may be numbered from its own start or from the file's
-            if position is None and offset in (0, span.start):
-                position = offset
-            if offset != position:
-                raise Faulty("the blocks come out of order")
-            position += len(piece)
-            yield bytes(piece)
-    if parser.streams not in (None, 1):
-        raise Faulty("the far side sends over more connections than one")
-    link.closing = parser.closing
-
-
-def _mode_s(link: Link, hearing: Hearing) -> Generator[bytes, None, None]:
-    """Yield what comes until the data connection ends."""
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    while got := link.receive(buffer, hearing, seconds=YIELD_SECONDS):
-        yield bytes(buffer[:got])
