@@ -15,11 +15,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 from storage_provider.channel import ObjectSpec, Stored
-from storage_provider.errors import Corrupt, DoorURL, StorageError, Unreachable, Unsupported
+from storage_provider.errors import Corrupt, DoorURL, NoSpace, StorageError, Unreachable, Unsupported
 from storage_provider.gridftp.client.door import Door
 from storage_provider.gridftp.client.hearing import Hearing
 from storage_provider.gridftp.client.link import DataIdentity
-from storage_provider.gridftp.client.putting import StalePart, stored_now
+from storage_provider.gridftp.client.putting import StalePart, discard, stored_now
 from storage_provider.gridftp.client.session import Opening, Session
 from storage_provider.gridftp.client.sessions import STALE_SECONDS, Sessions
 from storage_provider.gridftp.client.staging import Staging
@@ -59,6 +59,10 @@ class Pairs:
                 raise target.control.lost("the sessions of a copy were made at different times")
             _shown(sender, permit)
             yield sender, target
+
+    def targets(self, source: Door) -> Sessions:
+        """Return the sessions at this door that go with a source."""
+        return self._of(source)[0]
 
     def close(self) -> None:
         """Close the sessions."""
@@ -122,6 +126,9 @@ class Pulling:
                 last = Corrupt("earlier calls keep leaving wrong bytes", door=source.url, key=self._spec.key)
             except SourceFault as fault:
                 last = fault.error
+            except NoSpace:
+                discard(self._pairs.targets(source), self._staging, self._spec.key)
+                raise
             except Corrupt as error:  # a source that has rotted; another one may be sound
                 last = error
         assert last is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from storage_provider.errors import Corrupt, LocalFault, StorageError
 from storage_provider.gridftp.blocks import HEADER_BYTES, block_header, end_of_data
 from storage_provider.gridftp.client.hearing import Hearing
 from storage_provider.gridftp.client.session import Session
+from storage_provider.gridftp.client.sessions import Sessions
 from storage_provider.gridftp.client.staging import Staging
 from storage_provider.gridftp.markers import format_spans
 from storage_provider.gridftp.replies import Reply
@@ -99,6 +100,13 @@ def put_one(session: Session, staging: Staging, put: Put, local: Local) -> None:
         if have:
             raise StalePart from error
         raise
+
+
+def discard(sessions: Sessions, staging: Staging, key: str) -> None:
+    """Remove the part of an object for which there is no space; our own servers keep none of those."""
+    if not staging.door.own:
+        with suppress(StorageError), sessions.lent() as session:
+            staging.discard(session, key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from itertools import islice
 
 from storage_provider.channel import ObjectSpec, Put, Stored
-from storage_provider.errors import Busy, Corrupt, LocalFault, NotFound, StorageError, Unreachable
+from storage_provider.errors import Busy, Corrupt, LocalFault, NoSpace, NotFound, StorageError, Unreachable
 from storage_provider.gridftp.client.putting import (
     SMALL_BYTES,
     Flight,
     Local,
     OutOfStep,
     StalePart,
+    discard,
     opened,
     put_one,
     stored_now,
@@ -196,6 +197,9 @@ class _Tries:
             except StalePart as stale:
                 if not self._excuse("stale part"):
                     raise Corrupt("earlier calls keep leaving wrong bytes", door=self._staging.door.url) from stale
+            except NoSpace:
+                discard(self._sessions, self._staging, self._put.spec.key)
+                raise
             except NotFound:
                 if self._staging.door.own or not self._excuse("folders"):
                     raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +17,7 @@ from certs.config import IdentityConfig
 from certs.credential import Credential
 from certs.tls import client_context
 from storage_provider.channel import Put, Stored, Want
-from storage_provider.errors import Corrupt, Denied, DoorURL, NotFound, StorageError, Unreachable
+from storage_provider.errors import Corrupt, Denied, DoorURL, NoSpace, NotFound, StorageError, Unreachable
 from storage_provider.gridftp.client.channel import GsiftpChannel
 from storage_provider.gridftp.client.door import Door, part_suffix
 from storage_provider.gridftp.settings import DataSettings
@@ -200,3 +202,29 @@ def test_third_party_goes_on_where_an_earlier_call_was_cut(site: SiteHome, far: 
         here.delete(spec.key)
         with pytest.raises(Corrupt):
             here.pull(spec, [other.url], None)
+
+
+@pytest.fixture
+def small_disk(site: SiteHome) -> Iterator[gct.GctServer]:
+    """A server whose disk holds 12 MiB."""
+    with gct.serve(site, site.gateway()) as server:
+        options = ["-t", "tmpfs", "-o", "size=12m,mode=777", "none"]
+        done = subprocess.run(["mount", *options, server.root], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("no disk of a given size can be made here")
+        try:
+            yield server
+        finally:
+            subprocess.run(["umount", "-l", server.root], check=True)
+
+
+def test_what_does_not_fit_leaves_its_space(site: SiteHome, small_disk: gct.GctServer, tmp_path: Path) -> None:
+    """A full disk must not stay full of what did not fit; what does fit is stored."""
+    with closing(channel(site.gateway(), small_disk.url)) as here:
+        with pytest.raises(NoSpace) as caught:
+            here.put(spec_of(BIG), write(tmp_path, BIG))
+        assert not caught.value.permanent and not list((small_disk.root / "stage").iterdir())
+        puts = [Put(spec_of(BIG[n : n + 900_000]), write(tmp_path, BIG[n : n + 900_000])) for n in range(20)]
+        found = Counter(type(outcome) for _, outcome in here.put_many(puts))
+        assert set(found) == {Stored, NoSpace} and found[Stored] >= 10
+        assert len(list(here.list())) == found[Stored] and not list((small_disk.root / "stage").iterdir())
