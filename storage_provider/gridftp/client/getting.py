@@ -88,6 +88,8 @@ class Getting:
         if self._sent and self._sent[0] < number:
             self._give_up()  # somebody skipped a transfer that is already under way
         session = self._at_hand()
+        if not session.control.still_trusted():
+            raise session.control.lost("the server's certificate is refused by now")
         if not self._sent:
             session.acting(self._wants[number].acting_for)
         span = self._span(session, number)

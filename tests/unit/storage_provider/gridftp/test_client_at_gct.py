@@ -228,3 +228,19 @@ def test_what_does_not_fit_leaves_its_space(site: SiteHome, small_disk: gct.GctS
         found = Counter(type(outcome) for _, outcome in here.put_many(puts))
         assert set(found) == {Stored, NoSpace} and found[Stored] >= 10
         assert len(list(here.list())) == found[Stored] and not list((small_disk.root / "stage").iterdir())
+
+
+def test_a_server_that_was_revoked_is_left_within_a_batch(fresh_site: SiteHome, tmp_path: Path) -> None:
+    active = DataSettings(active=True, ports=(30_140, 30_171))
+    with (
+        gct.serve(fresh_site, fresh_site.gateway()) as far,
+        closing(channel(fresh_site.gateway(), far.url, data=active)) as here,
+    ):
+        puts = [Put(spec_of(SMALL[n:]), write(tmp_path, SMALL[n:])) for n in range(6)]
+        assert all(isinstance(outcome, Stored) for _, outcome in here.put_many(puts))
+        with here.get_many([Want(put.spec.key) for put in puts]) as gots:
+            assert b"".join(next(gots).blocks) == SMALL
+            fresh_site.revoke(far.identity)
+            for got in gots:
+                with pytest.raises(Unreachable):
+                    list(got.blocks)
