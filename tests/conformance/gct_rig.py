@@ -12,8 +12,8 @@ from storage_provider.gridftp.client.channel import FOREIGN, GsiftpChannel
 from storage_provider.timeouts import Timeouts
 from tests.conformance.faulty_wire import Mood
 from tests.conformance.memory_channel import spec_of
-from tests.conformance.rigs import TIMEOUT, Declared, write
-from tests.conformance.wires import Wires
+from tests.conformance.rigs import Declared, write
+from tests.conformance.wires import PATIENCE, Wires
 from tests.helpers import gct
 from tests.helpers.pki import SiteHome
 
@@ -40,7 +40,7 @@ class GctRig:
 
     def open(self, door: str | None = None) -> GsiftpChannel:
         return GsiftpChannel(
-            self.tls, door or self.door, timeouts=Timeouts(answer=TIMEOUT, write=TIMEOUT), dial=self.wires.dial
+            self.tls, door or self.door, timeouts=Timeouts(answer=PATIENCE, write=PATIENCE), dial=self.wires.dial
         )
 
     def disconnect(self) -> None:

@@ -19,8 +19,8 @@ from storage_provider.node import StorageNode
 from storage_provider.timeouts import Timeouts
 from tests.conformance.faulty_wire import Mood
 from tests.conformance.memory_channel import spec_of
-from tests.conformance.rigs import FULL_RULES, QUOTA, TIMEOUT, Declared, write
-from tests.conformance.wires import Wires
+from tests.conformance.rigs import FULL_RULES, QUOTA, Declared, write
+from tests.conformance.wires import PATIENCE, Wires
 from tests.helpers.pki import SiteHome
 
 HOST = "127.0.0.1"
@@ -92,7 +92,7 @@ class GsiftpRig:
         self._stack = ExitStack()
 
     def open(self, door: str | None = None) -> GsiftpChannel:
-        patience = Timeouts(answer=TIMEOUT, write=TIMEOUT)
+        patience = Timeouts(answer=PATIENCE, write=PATIENCE)
         return GsiftpChannel(self.tls, door or self.door, timeouts=patience, dial=self.wires.dial)
 
     def disconnect(self) -> None:

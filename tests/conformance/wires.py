@@ -11,6 +11,9 @@ import threading
 
 from tests.conformance.faulty_wire import FaultyWire, Mood
 
+# A login is many small steps, each of which waits for its turn on a busy machine
+PATIENCE = 1.5
+
 
 class Wires:
     """A wire for the control port, and one for each data port that is asked for, all in one mood."""
