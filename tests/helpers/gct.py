@@ -233,11 +233,14 @@ def _own_name() -> str:
 
 
 def _descendants(pid: int) -> list[int]:
-    """The processes of the sessions: the server forks one per connection."""
+    """The processes of the sessions: the server forks one per connection, and they end when they like."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += [int(child), *_descendants(int(child))]
+    try:
+        listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return found
+    for child in " ".join(listed).split():
+        found += [int(child), *_descendants(int(child))]
     return found
 
 
