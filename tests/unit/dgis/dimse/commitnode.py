@@ -83,6 +83,11 @@ class Requester:
 
     def deafen(self) -> None:
         self._server.shutdown()
+        self._server = None
+
+    def close(self) -> None:
+        if self._server is not None:
+            threading.Thread(target=self._server.shutdown, daemon=True).start()  # polls every half second
 
     def _take(self, event: Any, same: bool) -> tuple[int, None]:
         information, answer = event.event_information, self.answer
@@ -171,6 +176,7 @@ class Node:
         self.registry = CollectorRegistry()
         self.errors = ErrorList()
         self._ends: dict[str, Callable[[], None]] = {}
+        self._requesters: list[Requester] = []
 
     def start(self) -> Node:
         self.start_receiver()
@@ -221,6 +227,12 @@ class Node:
 
         self._ends["worker"] = end
 
+    def close(self) -> None:
+        """Stop, with every requester; it is not started again."""
+        self.stop()
+        for requester in self._requesters:
+            requester.close()
+
     def stop(self, *names: str) -> None:
         for name in names or tuple(self._ends):
             if (end := self._ends.pop(name, None)) is not None:
@@ -229,6 +241,7 @@ class Node:
     def requester(self, title: str = "CT1", *, reachable: bool = True, **other: Any) -> Requester:
         """A modality in the AE table, with its port unless it is not `reachable`."""
         made = Requester(self, title, **other)
+        self._requesters.append(made)
         self.declare(made, reachable=reachable)
         return made
 

@@ -155,7 +155,7 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     yield make
     for node in made:
-        node.stop()
+        node.close()
 
 
 @pytest.fixture
