@@ -41,10 +41,11 @@ from tests.helpers.pki import SiteHome, site_home
 from tests.helpers.sshd import SFTP as SFTP_PROGRAM
 from tests.helpers.sshd import SSHD, Sshd
 
-ROUNDS = 3
+ROUNDS = 5
 SETS = {"small": (400, 512 * 1024), "big": (1, 512 * 1024 * 1024)}
 RESULTS = Path(__file__).parent / "results"
 GUC = "globus-url-copy -fast -dcpriv, GCT server"
+VERIFIED = "  the same with -verify-checksum (SHA-256)"
 SFTP = "sftp, sshd"
 PEER = {"gsiftp": GUC, "https": GUC, "sftp": SFTP}
 
@@ -120,6 +121,8 @@ def _rows(place: Path, sets: dict[str, list[ObjectSpec]], stack: ExitStack) -> d
     if gct.have_server() and gct.have_client():
         server = stack.enter_context(gct.serve(site, gateway, user, place=place))
         rows[GUC] = lambda operation, name, folder: _guc(server, user, operation, folder, sets[name])
+        sha = ("-verify-checksum", "-checksum-alg", "SHA256")
+        rows[VERIFIED] = lambda operation, name, folder: _guc(server, user, operation, folder, sets[name], *sha)
         rows["gsiftp: dgis, GCT server"] = _ours(channels, server.url, sets)
     for scheme, door in stack.enter_context(_provider(site, known, place)).items():
         rows[f"{scheme}: dgis, dgis"] = _ours(channels, door, sets)
@@ -221,7 +224,14 @@ def _get(channel: Channel, specs: Sequence[ObjectSpec], out: Path) -> None:
                     target.write(block)
 
 
-def _guc(server: gct.GctServer, user: IdentityConfig, operation: str, folder: Path, specs: list[ObjectSpec]) -> Timed:
+def _guc(
+    server: gct.GctServer,
+    user: IdentityConfig,
+    operation: str,
+    folder: Path,
+    specs: list[ObjectSpec],
+    *options: str,
+) -> Timed:
     far = server.root / "plain"
     far.mkdir(exist_ok=True)
     shutil.chown(far, gct.ACCOUNT)
@@ -233,7 +243,7 @@ def _guc(server: gct.GctServer, user: IdentityConfig, operation: str, folder: Pa
     listing = folder.parent / "pairs"
     listing.write_text("".join(f"{a} {b}\n" if operation == "put" else f"{b} {a}\n" for a, b in pairs))
     started = time.monotonic()
-    done = gct.copy(user, "-fast", "-dcpriv", "-f", listing, timeout=600)
+    done = gct.copy(user, "-fast", "-dcpriv", *options, "-f", listing, timeout=600)
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stderr
     if operation == "get":

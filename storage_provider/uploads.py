@@ -36,6 +36,15 @@ class _Entry:
     owner: str
     upload: Upload
     touched: float
+    front: _Front | None = None
+
+
+@dataclass(slots=True)
+class _Front:
+    """The digest of an upload's first `at` bytes, carried on from range to range as they are written."""
+
+    digest: hashlib._Hash
+    at: int = 0
 
 
 class Uploads:
@@ -82,14 +91,21 @@ class Uploads:
             entry.upload = entry.upload.claim(start, stop)
             entry.touched = self._clock()
             known = entry.upload.known(start, stop)
+            front = entry.front if entry.front is not None and entry.front.at == start else None
+            if start == 0:
+                front = _Front(hashlib.sha256())
+            if front is not None:
+                entry.front = None  # this writer has it until its range has landed
         fd = os.open(self._root / ident / "data", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return RangeWriter(self, ident=ident, owner=owner, span=(start, stop), known=known, fd=fd)
+        return RangeWriter(self, ident=ident, owner=owner, span=(start, stop), known=known, fd=fd, front=front)
 
-    def land(self, ident: str, owner: str, start: int, reached: int, stop: int) -> Upload:
-        """End a claim whose bytes up to `reached` are synced; journal it."""
+    def land(self, ident: str, owner: str, start: int, reached: int, stop: int, front: _Front | None = None) -> Upload:
+        """End a claim whose bytes up to `reached` are synced, hashed by `front` if it says so; journal it."""
         with self._lock:
             entry = self._entry(ident, owner)
             entry.upload = entry.upload.land(start, reached, stop)
+            if front is not None and front.at == reached:
+                entry.front = front
             self._journal(ident, entry, entry.upload.received)
             return entry.upload
 
@@ -133,6 +149,9 @@ class Uploads:
         with self._lock:
             entry = self._entry(ident, owner)
             entry.upload = entry.upload.verify()
+            front, entry.front = entry.front, None
+        if digest is None and front is not None and front.at == entry.upload.spec.size:
+            digest = front.digest.hexdigest()
         spec, data = entry.upload.spec, self._root / ident / "data"
         try:
             with disk_errors(spec.key):
@@ -245,7 +264,15 @@ class RangeWriter:
     """One range on its way into an upload; not thread-safe."""
 
     def __init__(
-        self, uploads: Uploads, *, ident: str, owner: str, span: tuple[int, int], known: Ranges, fd: int
+        self,
+        uploads: Uploads,
+        *,
+        ident: str,
+        owner: str,
+        span: tuple[int, int],
+        known: Ranges,
+        fd: int,
+        front: _Front | None,
     ) -> None:
         self._uploads = uploads
         self._ident = ident
@@ -253,6 +280,7 @@ class RangeWriter:
         self._start, self._stop = span
         self._known = known
         self._fd = fd
+        self._front = front
         self._reached = self._start
 
     def write(self, data: bytes | memoryview) -> None:
@@ -267,6 +295,9 @@ class RangeWriter:
                     raise Conflict("the bytes differ from those received before for the same range")
             for start, stop in self._known.missing(self._reached, end):
                 write_at(self._fd, view[start - self._reached : stop - self._reached], start)
+        if self._front is not None:
+            self._front.digest.update(view)
+            self._front.at = end
         self._reached = end
 
     def close(self) -> Upload:
@@ -279,7 +310,8 @@ class RangeWriter:
             raise
         finally:
             os.close(self._fd)
-            upload = self._uploads.land(self._ident, self._owner, self._start, self._reached, self._stop)
+            span = (self._start, self._reached, self._stop)
+            upload = self._uploads.land(self._ident, self._owner, *span, front=self._front)
         return upload
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,10 +141,16 @@ class Door:
         return _json(upload_reply(ident, upload), status=200)
 
     async def _write_range(self, writer: RangeWriter, body: Batches) -> Upload:
+        """Write (and hash) each batch while the next one comes."""
+        behind: asyncio.Future[None] = asyncio.ensure_future(self.disk.run(lambda: None))
         try:
             while not body.ended:
-                await self.disk.run(_writing(writer.write, await body.next()))
+                batch = await body.next()
+                await behind
+                behind = asyncio.ensure_future(self.disk.run(_writing(writer.write, batch)))
+            await behind
         except BaseException:
+            await asyncio.gather(behind, return_exceptions=True)
             await self.disk.run(writer.close)
             raise
         return await self.disk.run(writer.close)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage_provider import disk
+from storage_provider import uploads as uploads_room
 from storage_provider.checksum import CHUNK_BYTES, digests_of
 from storage_provider.errors import Busy, Conflict, Corrupt, LocalFault, NoSpace, NotFound, Refused
 from storage_provider.keys import object_key
@@ -167,6 +168,27 @@ def test_upload_in_ranges_and_after_a_restart(tmp_path: Path) -> None:
     assert [stat.key for stat in store.list()] == [spec.key]
     assert not list((tmp_path / "uploads").iterdir()) and len(uploads) == 0
     assert store.space().used == len(BIG)
+
+
+def test_bytes_that_came_in_order_are_hashed_as_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read again for the digest, unless a range came out of order or before a restart."""
+    reread: list[Path] = []
+    plain = uploads_room.sha256_of
+    monkeypatch.setattr(uploads_room, "sha256_of", lambda path: reread.append(path) or plain(path))
+    store = Store(tmp_path)
+    uploads = Uploads(store)
+    for number, cuts in enumerate([((0, 70_000), (70_000, 200_000)), ((70_000, 200_000), (0, 70_000))]):
+        data = random.Random(number).randbytes(200_000)
+        ident, _ = uploads.begin(spec_of(data), ME)
+        for start, stop in cuts:
+            upload(uploads, ident, data, start, stop)
+        assert uploads.commit(ident, ME).sha256 == spec_of(data).sha256
+        assert len(reread) == number
+    data = random.Random(2).randbytes(200_000)
+    ident, _ = uploads.begin(spec_of(data), ME)
+    upload(uploads, ident, data[:50_000] + b"!" + data[50_001:], 0, 200_000)
+    with pytest.raises(Corrupt):
+        uploads.commit(ident, ME)
 
 
 def test_a_range_cut_short_counts_as_far_as_it_came(tmp_path: Path) -> None:
