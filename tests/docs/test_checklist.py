@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-PAGE = TESTS.parent / "docs" / "checklist.md"
+DOCS = TESTS.parent / "docs"
+PAGE = DOCS / "checklist.md"
 BOXES = re.findall(r"(?ms)^- \[([x ])\] (.+?)(?=^- \[|^#|\Z)", PAGE.read_text())
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE.read_text())))
+NAMED = sorted(
+    {
+        named
+        for page in (PAGE, DOCS / "interoperability.md")
+        for named in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text())
+    }
+)
 
 
 @pytest.mark.parametrize("path", sorted({path for path, _ in NAMED}))
