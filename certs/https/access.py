@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
 
-from certs.errors import TrustError
+from certs.errors import CertsError, TrustError
 from certs.gridmap import Gridmap
 from certs.https.problem import ProblemError
 from certs.peer import Peer
@@ -27,6 +28,8 @@ STATE_KEY = "dgis_connection"
 LIMIT_KEY = "dgis_body_limit"
 ACTING_FOR = b"dgis-acting-for"
 _LONGEST_ACTOR = 2048
+# While bytes of a request move, its connection is judged again this often (seconds)
+REJUDGE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,32 @@ class Connection:
             self._mapped = gridmap.generation
             self._peer = peer_of_chain(self.chain, gridmap)
         return self._peer
+
+
+class RefusedMeanwhile(CertsError):
+    """The certificate of a connection is refused by now; the gate ends the request, by 403 while that is possible."""
+
+
+class Vigil:
+    """Judges the connection of one request again while its bytes move, at most once in `every` seconds."""
+
+    __slots__ = ("_connection", "_due", "_every", "_reason", "_trust")
+
+    def __init__(self, connection: Connection, trust: Trust, *, every: float = REJUDGE_SECONDS) -> None:
+        self._connection = connection
+        self._trust = trust
+        self._every = every
+        self._due = time.monotonic() + every
+        self._reason: str | None = None
+
+    def look(self) -> None:
+        """Raise RefusedMeanwhile, now and from then on, when the certificate is refused; cheap in between."""
+        now = time.monotonic()
+        if self._reason is None and now >= self._due:
+            self._due = now + self._every
+            self._reason = self._connection.refusal(self._trust, time.time())
+        if self._reason is not None:
+            raise RefusedMeanwhile(self._reason)
 
 
 class BodyLimit:
@@ -153,6 +182,14 @@ def admit(scope: Scope, access: Rule) -> Peer:
     if isinstance(limit, BodyLimit):
         limit.lift()
     return peer
+
+
+def judge_again(scope: Scope) -> None:
+    """Judge the connection now, before what a request asks for takes effect; raises RefusedMeanwhile."""
+    guard: Guard = scope["app"].state.guard
+    reason = connection_of(scope).refusal(guard.trust, time.time())
+    if reason is not None:
+        raise RefusedMeanwhile(reason)
 
 
 def connection_of(scope: Scope) -> Connection:

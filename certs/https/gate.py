@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from certs.errors import CertsError, TrustError
-from certs.https.access import LIMIT_KEY, BodyLimit, Guard, connection_of
+from certs.https.access import LIMIT_KEY, BodyLimit, Guard, RefusedMeanwhile, Vigil, connection_of
 from certs.https.problem import MEDIA_TYPE, ProblemError
 from certs.log import get_log
 
@@ -59,13 +59,17 @@ class Gate:
             return
         refusal = self._refusal(scope)
         if refusal is not None:
-            self._metrics.refused.inc()
-            log.warning("connection_refused", reason=refusal)
-            await _send_problem(send, ProblemError(403, "certificate-refused", refusal), close=True)
+            await self._refuse(send, refusal)
             return
-        limited = BodyLimit(receive, self._body_limit, _declared_length(scope))
+        vigil = Vigil(connection_of(scope), self._guard.trust)
+        limited = BodyLimit(_watched(receive, vigil), self._body_limit, _declared_length(scope))
         scope["state"][LIMIT_KEY] = limited
-        await self._run(scope, limited, _Answer(send))
+        await self._run(scope, limited, _Answer(send, vigil))
+
+    async def _refuse(self, send: Send, refusal: str) -> None:
+        self._metrics.refused.inc()
+        log.warning("connection_refused", reason=refusal)
+        await _send_problem(send, ProblemError(403, "certificate-refused", refusal), close=True)
 
     def _refusal(self, scope: Scope) -> str | None:
         try:
@@ -79,6 +83,12 @@ class Gate:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
             log.debug("client_gone")
+        except RefusedMeanwhile as error:
+            if answer.status:
+                self._metrics.refused.inc()
+                log.warning("connection_refused", reason=str(error))
+                raise ResponseCutError("the answer was cut short: its receiver is refused by now") from None
+            await self._refuse(answer.unwatched, str(error))
         except Exception as error:  # noqa: BLE001  # the request edge: no data may leak into a traceback
             log.error("request_failed", error=type(error).__name__, where=_where(error), route=_route(scope))
             if answer.status:
@@ -91,18 +101,36 @@ class Gate:
 
 
 class _Answer:
-    """The send side of a request, remembering whether and with what status it began."""
+    """The send side of a request, remembering whether and with what status it began; nothing goes to the refused."""
 
-    __slots__ = ("_send", "status")
+    __slots__ = ("_send", "_vigil", "status")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, vigil: Vigil) -> None:
         self._send = send
+        self._vigil = vigil
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
+        self._vigil.look()
+        await self.unwatched(message)
+
+    async def unwatched(self, message: Message) -> None:
+        """Send whatever became of the peer: the refusal itself."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self._send(message)
+
+
+def _watched(receive: Receive, vigil: Vigil) -> Receive:
+    """Judge the sender again as its bytes come."""
+
+    async def watched() -> Message:
+        message = await receive()
+        if message["type"] == "http.request":
+            vigil.look()
+        return message
+
+    return watched
 
 
 async def _send_problem(send: Send, problem: ProblemError, *, close: bool) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from certs.dn import DN
 from certs.errors import PermitError
 from certs.gridmap import Gridmap
+from certs.https.access import judge_again
 from certs.https.problem import ProblemError
 from certs.peer import CATALOG, Peer
 from certs.permit import Permit, verify
@@ -107,18 +108,21 @@ class Door:
         first = await body.next()
         if body.ended:
             size = body.size
+            judge_again(request.scope)
             stored, new = await self.disk.run(lambda: self.service.put_whole(area, key, size, first))
         else:
-            stored, new = await self._put_long(area, key, body, first)
+            stored, new = await self._put_long(request, area, body, first)
         self.service.metrics.received.labels(area.name).inc(body.size)
         return _json(stored_reply(stored), status=201 if new else 200)
 
-    async def _put_long(self, area: Area, key: str, body: Batches, first: list[bytes]) -> tuple[Stored, bool]:
+    async def _put_long(self, request: Request, area: Area, body: Batches, first: list[bytes]) -> tuple[Stored, bool]:
+        key: str = request.path_params["key"]
         incoming = await self.disk.run(lambda: area.store.begin(key, body.size))
         try:
             await self.disk.run(_writing(incoming.write, first))
             while not body.ended:
                 await self.disk.run(_writing(incoming.write, await body.next()))
+            judge_again(request.scope)  # before it becomes visible
             outcome = await self.disk.run(incoming.commit)
         finally:
             incoming.abort()  # does nothing after a commit
@@ -137,6 +141,7 @@ class Door:
         body = Batches(request.receive, stop - start)
         writer = await self.disk.run(lambda: area.uploads.open_range(ident, owner, start, stop))
         upload = await self._write_range(writer, body)
+        judge_again(request.scope)
         self.service.metrics.received.labels(area.name).inc(stop - start)
         return _json(upload_reply(ident, upload), status=200)
 
