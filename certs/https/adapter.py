@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,16 @@ from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
-from certs.tls import ReloadingContext, describe
+from certs.errors import TrustError
+from certs.tls import ReloadingContext, chain_of, describe
+from certs.trust import Trust, VerifiedChain
 
 _SERVICES = 64
 _BLOCK = 256 * 1024  # bytes per send of a file-like body; the default of 16 KiB makes sixteen times the calls
 _SEND_TIMEOUT = 30.0  # seconds without any progress while sending a body
+
+# While bytes move, the server's certificate is judged again this often (seconds)
+_JUDGE_SECONDS = 1.0
 
 _NETWORK: dict[type[BaseException], str] = {
     ConnectionRefusedError: "connection refused; is the service running?",
@@ -27,6 +33,49 @@ _NETWORK: dict[type[BaseException], str] = {
     urllib3.exceptions.IncompleteRead: "the answer ended early",
     http.client.IncompleteRead: "the answer ended early",
 }
+
+
+class RefusedMeanwhile(ssl.SSLError):
+    """The server's certificate is refused by now; an SSLError, so that urllib3 ends the connection for it."""
+
+
+class JudgedSocket(ssl.SSLSocket):
+    """A connection that judges the server's chain again while bytes move, at most once a second."""
+
+    _trust: Trust | None = None
+    _chain: VerifiedChain | None = None
+    _due = 0.0
+
+    def follow(self, trust: Trust) -> None:
+        """Judge by this trust from now on."""
+        self._trust = trust
+        self._due = time.monotonic() + _JUDGE_SECONDS
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, unless the server is refused by now."""
+        self._judge()
+        return super().send(data, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        """Receive; what comes from a server that is refused by now is not handed out."""
+        got = super().recv_into(buffer, nbytes, flags)
+        self._judge()
+        return got
+
+    def _judge(self) -> None:
+        now = time.monotonic()
+        if self._trust is None or now < self._due:
+            return
+        self._due = now + _JUDGE_SECONDS
+        try:
+            self._trust.reload_if_changed()
+            self._chain = self._chain or chain_of(self)
+            refusal = self._trust.refusal(self._chain)
+        except TrustError as error:
+            refusal = str(error)
+        if refusal is not None:
+            self._due = 0.0  # it stays refused
+            raise RefusedMeanwhile(ssl.SSL_ERROR_SSL, refusal)
 
 
 class _GridConnection(HTTPSConnection):
@@ -45,10 +94,19 @@ class _GridConnection(HTTPSConnection):
             self.sock.settimeout(_SEND_TIMEOUT)
 
 
-class _GridPool(HTTPSConnectionPool):
-    """The pool of one service."""
+def _pool_class(trust: Trust) -> type[HTTPSConnectionPool]:
+    """Make the kind of pool whose connections follow this trust; urllib3 hands nothing of ours to them."""
 
-    ConnectionCls = _GridConnection
+    class Connection(_GridConnection):
+        def connect(self) -> None:
+            super().connect()
+            if isinstance(self.sock, JudgedSocket):
+                self.sock.follow(trust)
+
+    class Pool(HTTPSConnectionPool):
+        ConnectionCls = Connection
+
+    return Pool
 
 
 class GridAdapter(HTTPAdapter):
@@ -62,12 +120,13 @@ class GridAdapter(HTTPAdapter):
         """Make pools that use the newest TLS context (signature as requests has it)."""
         self._maxsize = maxsize
         self._used = self._tls.context
+        self._used.sslsocket_class = JudgedSocket
         made = PoolManager(num_pools=connections, maxsize=maxsize, ssl_context=self._used, blocksize=_BLOCK)
-        made.pool_classes_by_scheme = {"https": _GridPool}
+        made.pool_classes_by_scheme = {"https": _pool_class(self._tls.trust)}
         self.poolmanager = made
 
     def follow(self) -> None:
-        """Take up a changed context: new pools for new requests, those under way finish in the old ones.
+        """Take up a changed context: new pools for new requests, those under way finish in the old ones while they may.
 
         So a server revoked meanwhile is not asked again over a connection that was made before.
         """
@@ -92,12 +151,22 @@ def was_cut(error: BaseException) -> bool:
     return any(isinstance(each, cuts) for each in _causes(error))
 
 
+def refusal_of(error: BaseException) -> str | None:
+    """Say why the server's certificate was refused, in the handshake or later; None when that is not what failed."""
+    for each in _causes(error):
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return _server_fault(each)
+        if isinstance(each, RefusedMeanwhile):
+            return each.strerror or "refused"
+    return None
+
+
 def diagnose(error: BaseException, own_trouble: Callable[[], str]) -> str:
     """Put a transport error into a sentence that says what to look at; ``own_trouble`` judges our certificate."""
+    refusal = refusal_of(error)
+    if refusal is not None:
+        return f"its certificate is refused: {refusal}"
     causes = list(_causes(error))
-    for each in causes:
-        if isinstance(each, ssl.SSLCertVerificationError):
-            return f"its certificate is refused: {_server_fault(each)}"
     if was_cut(error) or any(isinstance(each, ssl.SSLError) for each in causes):
         said = next((describe(each) for each in causes if isinstance(each, ssl.SSLError)), "no answer")
         trouble = own_trouble()

@@ -7,7 +7,7 @@ stop reading are cut by the kernel (TCP_USER_TIMEOUT).
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -16,25 +16,25 @@ from typing import Any
 
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from certs.config import ListenConfig
+from certs.descriptors import descriptor_limit
 from certs.errors import ConfigError, TrustError
 from certs.https.access import STATE_KEY, Connection
+from certs.https.arrivals import Arrivals, Room, Seat
 from certs.https.problem import MEDIA_TYPE, ProblemError
 from certs.log import get_log
 from certs.tls import chain_of
 
 log = get_log()
 
-HANDSHAKE_TIMEOUT = 10.0
 HEAD_TIMEOUT = 15.0
 BODY_TIMEOUT = 60.0
 UNREAD_TIMEOUT_MS = 60_000
 KEEP_ALIVE = 75
 MOST_HEAD_BYTES = 65_536
-MOST_CONNECTIONS = 2000
 _BACKLOG = 2048
-_GOODBYE = 0.5  # seconds for the peer's half of the TLS shutdown; idle pools never send it
 _STOP_WITHIN = 4
 _TICKS_PER_SWEEP = 10  # uvicorn ticks every 0.1 s
 _TICKS_PER_WATCH = 6000
@@ -43,7 +43,12 @@ _TICKS_PER_WATCH = 6000
 class MtlsProtocol(HttpToolsProtocol):
     """HTTP/1.1 over mutual TLS: ``scope["state"]`` carries the connection's verified chain."""
 
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], seat: Seat) -> None:
+        super().__init__(config, server_state, app_state)
+        self._seat = seat
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._seat.taken = True
         self._head_open = True
         self._head_bytes = 0
         self._last_data = self._head_since = self.loop.time()
@@ -55,6 +60,10 @@ class MtlsProtocol(HttpToolsProtocol):
             except TrustError as error:
                 log.warning("connection_without_chain", reason=str(error))
         super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._seat.leave()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._last_data = self.loop.time()
@@ -72,6 +81,7 @@ class MtlsProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_open = False
+        self._seat.spoke()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -115,10 +125,15 @@ class GridServer(Server):
         context: ssl.SSLContext,
         on_ready: Callable[[], None],
         on_watch: Callable[[], object] | None = None,
+        *,
+        room: Room | None = None,
     ) -> None:
-        """``on_watch`` is called, in a thread, at the start and every ten minutes."""
+        """``on_watch`` is called, in a thread, at the start and every ten minutes; ``room`` (None: what the
+        descriptor limit bears) is how many connections there may be.
+        """
         super().__init__(config)
-        self._context = context
+        self._arrivals = Arrivals(room or Room.within(descriptor_limit()), context, self._protocol)
+        self._taking: list[asyncio.Task[None]] = []
         self._on_ready = on_ready
         self._on_watch = on_watch
 
@@ -127,23 +142,22 @@ class GridServer(Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise ConfigError("the service could not start; its log says why")
-        factory = functools.partial(
-            MtlsProtocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(
-                factory,
-                sock=each,
-                ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-                ssl_shutdown_timeout=_GOODBYE,
-                backlog=_BACKLOG,
-            )
-            for each in sockets or []
-        ]
+        self.servers = []  # none of uvicorn's: connections are counted before TLS begins
+        self._taking = [asyncio.create_task(self._arrivals.take(each)) for each in sockets or []]
         self.started = True
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, then end what there is."""
+        self._arrivals.stop()
+        for task in self._taking:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await super().shutdown(sockets)
+
+    def _protocol(self, seat: Seat) -> MtlsProtocol:
+        return MtlsProtocol(self.config, self.server_state, self.lifespan.state, seat)
 
     async def on_tick(self, counter: int) -> bool:
         """Look after overdue connections once a second."""
@@ -163,6 +177,7 @@ class GridServer(Server):
 
 def server_config(app: Callable[..., Any]) -> Config:
     """Set uvicorn up: httptools, no access log, no banner, a graceful stop of at most a few seconds."""
+    room = Room.within(descriptor_limit())
     return Config(
         app,
         loop="asyncio",
@@ -173,7 +188,7 @@ def server_config(app: Callable[..., Any]) -> Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=room.connections - room.connections // 10,  # said as 503 before connections are refused
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=_STOP_WITHIN,
     )

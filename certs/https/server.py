@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from certs.config import IdentityConfig, ListenConfig
 from certs.credential import Credential
+from certs.descriptors import raise_descriptor_limit
 from certs.errors import CertsError, ConfigError, Unanswered
 from certs.gridmap import Gridmap
 from certs.https.access import (
@@ -217,6 +218,7 @@ def _prepare(
     bare = sorted(name for name, found in route_rules(app).items() if found is None)
     if bare:
         raise ConfigError(f"{app.title}: no access rule on {', '.join(bare)}; add Depends(rule(...)) or guarded(...)")
+    raise_descriptor_limit()
     context = server_context(identity, trust=app.state.guard.trust)
     own = listening_socket(listen)
     url = url_of(own, listen.host)

@@ -13,8 +13,8 @@ import requests
 import urllib3
 
 from certs.config import IdentityConfig
-from certs.errors import ConfigError, CredentialError, TrustError, Unanswered
-from certs.https.adapter import GridAdapter, diagnose, was_cut
+from certs.errors import ConfigError, CredentialError, ServerRefused, TrustError, Unanswered
+from certs.https.adapter import GridAdapter, diagnose, refusal_of, was_cut
 from certs.https.problem import answered
 from certs.tls import ReloadingContext, client_context
 
@@ -42,7 +42,8 @@ class GridSession:
     """Calls services as one grid identity. Thread-safe; make one per process and keep it.
 
     Trust is exactly the grid's CAs, whatever the environment says; the server's host name and its revocation are
-    checked. Renewed certificates and new CRLs take effect on the next request, without cutting those under way.
+    checked. Renewed certificates and new CRLs take effect on the next request; a server that is refused meanwhile is
+    left within a second or two of moving bytes (ServerRefused, a kind of Unanswered).
     """
 
     def __init__(
@@ -161,7 +162,8 @@ class GridSession:
         )
 
     def _unanswered(self, service: str, error: Exception) -> Unanswered:
-        return Unanswered(f"{service}: {diagnose(error, self._own_trouble)}", service=service)
+        kind = Unanswered if refusal_of(error) is None else ServerRefused
+        return kind(f"{service}: {diagnose(error, self._own_trouble)}", service=service)
 
     def _own_trouble(self) -> str:
         """Say what is wrong with our own certificate, judged as the server would, or ""."""
