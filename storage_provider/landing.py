@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from storage_provider.checksum import READ_BYTES, blocks
 from storage_provider.disk import disk_errors, write_at
 from storage_provider.errors import Conflict, LocalFault, Refused
-from storage_provider.ranges import Ranges
+from storage_provider.ranges import Ranges, Span
 
 # So scattered a file costs memory; no transfer has as many gaps
 _MOST_SPANS = 1024
@@ -31,6 +33,8 @@ class Landing:
         self._key = key
         self._rewrite = rewrite
         self._lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._under_way: list[Span] = []
         self._received = received or Ranges()
         self._digest = hashlib.sha256()
         self._hashed = 0
@@ -59,12 +63,13 @@ class Landing:
         view = memoryview(data)
         end = offset + len(view)
         with disk_errors(self._key):
-            self._meet(offset, view)
-            write_at(self.fd, view, offset)
-            with self._lock:
-                self._received = self._received.add(offset, end)
-                if len(self._received.spans) > _MOST_SPANS:
-                    raise Refused("the bytes come in too many scattered pieces", key=self._key)
+            with self._alone(offset, end):
+                for start, stop in self._meet(offset, view):
+                    write_at(self.fd, view[start - offset : stop - offset], start)
+                with self._lock:
+                    self._received = self._received.add(offset, end)
+                    if len(self._received.spans) > _MOST_SPANS:
+                        raise Refused("the bytes come in too many scattered pieces", key=self._key)
             self._follow(offset, view)
 
     def cut(self, size: int) -> None:
@@ -83,18 +88,34 @@ class Landing:
                 self._hashed += len(block)
         return self._digest.hexdigest()
 
-    def _meet(self, offset: int, view: memoryview) -> None:
-        """See to bytes for a place that has some already."""
-        overlap = self._received.intersect(offset, offset + len(view))
+    @contextmanager
+    def _alone(self, start: int, stop: int) -> Iterator[None]:
+        """Wait until nobody else writes to this place: else the one's bytes are hashed and the other's kept."""
+        mine = (start, stop)
+        with self._turn:
+            self._turn.wait_for(lambda: not any(a < stop and b > start for a, b in self._under_way))
+            self._under_way.append(mine)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._under_way.remove(mine)
+                self._turn.notify_all()
+
+    def _meet(self, offset: int, view: memoryview) -> tuple[Span, ...]:
+        """See to bytes for a place that has some already; returns the spans to be written."""
+        end = offset + len(view)
+        overlap = self._received.intersect(offset, end)
         if not overlap:
-            return
+            return ((offset, end),)
         if self._rewrite:
             with self._lock:
                 self._spoilt = True
-            return
+            return ((offset, end),)
         for start, stop in overlap:
             if os.pread(self.fd, stop - start, start) != view[start - offset : stop - offset]:
                 raise Conflict("the bytes differ from those received before for the same range", key=self._key)
+        return self._received.missing(offset, end).spans
 
     def _follow(self, offset: int, view: memoryview) -> None:
         """Hash on along the front; one thread at a time does it, for whatever the others brought meanwhile."""

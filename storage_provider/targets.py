@@ -56,6 +56,7 @@ class StagedTarget:
             with disk_errors(self._key):
                 # The folders first: syncing the file then syncs them too on a journalling file system
                 self._store.prepare(self._key)
+                os.ftruncate(self.landing.fd, size)  # a write that failed half way may have left more
                 os.fsync(self.landing.fd)
         except BaseException:
             self.drop()
@@ -89,6 +90,7 @@ class UploadTarget:
         with disk_errors(spec.key):
             fd, before = uploads.open_missing(self._ident, owner)
         self.landing = Landing(fd, received=before.received, key=spec.key)
+        self._lost = False
 
     def reserve(self, end: int) -> None:
         """See Target."""
@@ -97,28 +99,27 @@ class UploadTarget:
 
     def sync(self) -> None:
         """See Target."""
-        came = self.landing.received
-        with disk_errors(self._spec.key):
-            os.fdatasync(self.landing.fd)
+        came = self._synced()
         self._uploads.note(self._ident, self._owner, came)
 
     def commit(self) -> tuple[Stored, bool]:
         """See Target."""
-        whole = self.landing.front == self._spec.size
-        digest = None
+        came, digest = Ranges(), None
         try:
-            digest = self.landing.digest() if whole else None
-        finally:
-            self.keep()
-        return self._uploads.commit(self._ident, self._owner, digest=digest), True
+            came = self._synced()
+            digest = self.landing.digest() if self.landing.front == self._spec.size else None
+        except BaseException:
+            os.close(self.landing.fd)
+            self._uploads.settle(self._ident, self._owner, came)
+            raise
+        os.close(self.landing.fd)
+        return self._uploads.commit(self._ident, self._owner, digest=digest, synced=came), True
 
     def keep(self) -> None:
         """See Target."""
         came = Ranges()
         try:
-            with disk_errors(self._spec.key):
-                os.fdatasync(self.landing.fd)
-            came = self.landing.received
+            came = self._synced()
         finally:
             os.close(self.landing.fd)
             self._uploads.settle(self._ident, self._owner, came)
@@ -126,5 +127,17 @@ class UploadTarget:
     def drop(self) -> None:
         """See Target."""
         os.close(self.landing.fd)
-        self._uploads.settle(self._ident, self._owner, Ranges())
-        self._uploads.abort(self._ident, self._owner)
+        self._uploads.give_up(self._ident, self._owner)
+
+    def _synced(self) -> Ranges:
+        """Make durable what came and return it: nothing for ever once the disk failed, which says it once only."""
+        came = self.landing.received
+        if self._lost:
+            return Ranges()
+        try:
+            with disk_errors(self._spec.key):
+                os.fdatasync(self.landing.fd)
+        except BaseException:
+            self._lost = True
+            raise
+        return came

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from storage_provider.channel import ObjectSpec, Stored
 from storage_provider.checksum import CHUNK_BYTES, blocks, sha256_of
 from storage_provider.disk import create, disk_errors, fsync_dir, replace_file, sync, write_at
-from storage_provider.errors import Conflict, Corrupt, NotFound, StorageError
+from storage_provider.errors import Busy, Conflict, Corrupt, NotFound, StorageError
 from storage_provider.ranges import Ranges
 from storage_provider.store import Store
 from storage_provider.upload import Upload
@@ -37,6 +38,11 @@ class _Entry:
     upload: Upload
     touched: float
     front: _Front | None = None
+    held: bool = False  # by a writer of any order, also when nothing is missing and so nothing is claimed
+
+    def refuse_held(self) -> None:
+        if self.held:
+            raise Busy("another session is sending this object")
 
 
 @dataclass(slots=True)
@@ -88,6 +94,7 @@ class Uploads:
         """Claim a range for writing; end it with `close`."""
         with self._lock:
             entry = self._entry(ident, owner)
+            entry.refuse_held()
             entry.upload = entry.upload.claim(start, stop)
             entry.touched = self._clock()
             known = entry.upload.known(start, stop)
@@ -96,7 +103,12 @@ class Uploads:
                 front = _Front(hashlib.sha256())
             if front is not None:
                 entry.front = None  # this writer has it until its range has landed
-        fd = os.open(self._root / ident / "data", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with disk_errors(entry.upload.spec.key):
+                fd = os.open(self._root / ident / "data", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except BaseException:
+            self.land(ident, owner, start, start, stop, front=front)
+            raise
         return RangeWriter(self, ident=ident, owner=owner, span=(start, stop), known=known, fd=fd, front=front)
 
     def land(self, ident: str, owner: str, start: int, reached: int, stop: int, front: _Front | None = None) -> Upload:
@@ -116,14 +128,20 @@ class Uploads:
             return entry.upload if entry is not None else None
 
     def open_missing(self, ident: str, owner: str) -> tuple[int, Upload]:
-        """Claim all that is missing, for one writer of any order: (descriptor, state before); end it with `settle`."""
+        """Claim all that is missing, for one writer of any order: (descriptor, state before).
+
+        Until it ends with `settle`, `commit` or `give_up` nobody else may write to, commit or abort the upload: Busy.
+        """
         with self._lock:
             entry = self._entry(ident, owner)
+            entry.refuse_held()
             before = claimed = entry.upload
+            if before.state != "receiving":
+                raise Busy("the upload is being verified")
             for start, stop in before.missing:
                 claimed = claimed.claim(start, stop)
             fd = os.open(self._root / ident / "data", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            entry.upload, entry.touched = claimed, self._clock()
+            entry.upload, entry.touched, entry.held = claimed, self._clock(), True
         return fd, before
 
     def note(self, ident: str, owner: str, synced: Ranges) -> None:
@@ -131,23 +149,33 @@ class Uploads:
         with self._lock:
             entry = self._entry(ident, owner)
             entry.touched = self._clock()
-            self._journal(ident, entry, synced)
+            self._journal(ident, entry, Ranges.of((*entry.upload.received, *synced)))
 
     def settle(self, ident: str, owner: str, synced: Ranges) -> Upload:
         """End the claims of `open_missing`: what is synced of them counts as received; journal it."""
         with self._lock:
             entry = self._entry(ident, owner)
-            entry.upload = entry.upload.settle(synced)
-            self._journal(ident, entry, entry.upload.received)
+            self._settle(ident, entry, synced)
             return entry.upload
 
-    def commit(self, ident: str, owner: str, *, digest: str | None = None) -> Stored:
+    def give_up(self, ident: str, owner: str) -> None:
+        """End the claims of `open_missing` and the upload with them."""
+        with self._lock:
+            entry = self._entry(ident, owner)
+            entry.held = False
+            self._drop(ident, entry.upload.settle(Ranges()).abort())
+
+    def commit(self, ident: str, owner: str, *, digest: str | None = None, synced: Ranges | None = None) -> Stored:
         """Verify the bytes on disk and make them the object; Corrupt makes the bad chunks missing again.
 
         `digest` is that of the bytes as they were written, when a writer hashed them all; else they are read again.
+        `synced` settles first, for who has the upload by `open_missing`: nobody can come between.
         """
         with self._lock:
             entry = self._entry(ident, owner)
+            if synced is not None:
+                self._settle(ident, entry, synced)
+            entry.refuse_held()
             entry.upload = entry.upload.verify()
             front, entry.front = entry.front, None
         if digest is None and front is not None and front.at == entry.upload.spec.size:
@@ -157,36 +185,48 @@ class Uploads:
             with disk_errors(spec.key):
                 good = (digest or sha256_of(data)) == spec.sha256
                 bad = () if good else _bad_chunks(data, spec)
-        except StorageError:
-            with self._lock:
-                entry.upload = entry.upload.reject(tuple(range(len(spec.chunks))))
+                if good:
+                    sync(data)
+        except BaseException:
+            with self._lock:  # what the disk cannot read or sync is missing again
+                entry.upload = entry.upload.reject(())
+                with suppress(StorageError):
+                    self._journal(ident, entry, entry.upload.received)
             raise
         return self._adopt(ident, entry, data) if good else self._reject(ident, entry, bad)
 
     def abort(self, ident: str, owner: str) -> None:
         """Give an upload up and free its room."""
         with self._lock:
-            self._drop(ident, self._entry(ident, owner).upload.abort())
+            entry = self._entry(ident, owner)
+            entry.refuse_held()
+            self._drop(ident, entry.upload.abort())
 
     def expire(self) -> None:
         """Give up uploads that nobody touched for a day."""
         limit = self._clock() - EXPIRY_SECONDS
         with self._lock:
             for ident, entry in list(self._entries.items()):
-                if entry.touched < limit and not entry.upload.claimed and entry.upload.state == "receiving":
+                idle = entry.upload.state == "receiving" and not entry.upload.claimed and not entry.held
+                if entry.touched < limit and idle:
                     self._drop(ident, entry.upload)
 
     def _adopt(self, ident: str, entry: _Entry, data: Path) -> Stored:
-        with disk_errors(entry.upload.spec.key):
-            sync(data)
-        with self._lock:
-            del self._entries[ident]
-            entry.upload = entry.upload.accept()
+        spec = entry.upload.spec
         try:
-            stored, _ = self._store.adopt(data, entry.upload.spec.key, entry.upload.spec.size)
+            stored, _ = self._store.adopt(data, spec.key, spec.size)
         finally:
+            # The entry goes last: as long as it is there (verifying) nobody begins an upload in the same folder
             shutil.rmtree(self._root / ident, ignore_errors=True)
+            with self._lock:
+                entry.upload = entry.upload.accept()
+                del self._entries[ident]
         return stored
+
+    def _settle(self, ident: str, entry: _Entry, synced: Ranges) -> None:
+        entry.held = False
+        entry.upload = entry.upload.settle(synced)
+        self._journal(ident, entry, entry.upload.received)
 
     def _reject(self, ident: str, entry: _Entry, bad: tuple[int, ...]) -> Stored:
         with self._lock:
@@ -209,6 +249,11 @@ class Uploads:
         try:
             with disk_errors(spec.key):
                 folder.mkdir(mode=0o700)
+        except BaseException:
+            self._store.ledger.release(spec.size)
+            raise
+        try:
+            with disk_errors(spec.key):
                 fd = create(folder / "data")
                 try:
                     if spec.size:
@@ -229,6 +274,7 @@ class Uploads:
             if spec.chunks:
                 entry.upload = replace(entry.upload, spec=spec)
             return entry
+        entry.refuse_held()
         self._drop(ident, entry.upload.abort())
         return None
 

@@ -17,8 +17,10 @@ from storage_provider.errors import Conflict, NoSpace
 from storage_provider.landing import Landing
 from storage_provider.ranges import Ranges
 
-# What came of a large transfer is made durable (and journalled) each time so many bytes have come
-SYNC_BYTES = 64 * 1024 * 1024
+# What came of a transfer is made durable (and journalled) each time so many bytes have come, but a fast one's (the disk
+# works best undisturbed) at most once in so many seconds: what a killed server forgets
+SYNC_BYTES = 8 * 1024 * 1024
+SYNC_SECONDS = 1.0
 # A running transfer's rights are judged again this often (seconds)
 JUDGE_SECONDS = 1.0
 _LOCKS = 64
@@ -63,6 +65,8 @@ class Writing:
         self._over = ""
         self._came = 0
         self._unsynced = 0
+        self._synced = 0.0  # when; 0: not yet
+        self._gone = False
         self.outcome: tuple[Stored, bool] | None = None
 
     @property
@@ -100,27 +104,27 @@ class Writing:
         Corrupt keeps nothing; Refused when bytes are missing (of a large object, what came stays).
         """
         self._end("committed")
-        try:
+        with self._ending():
             self.outcome = self._target.commit()
-        finally:
-            self._ended(self, self._came)
         return self.outcome[0] if self.outcome is not None else None
 
     def close(self, reason: str = "closed") -> None:
         """End without commit: keep what came, where it can be resumed."""
         if self._stop(reason):
-            try:
+            with self._ending():
                 self._target.keep()
-            finally:
-                self._ended(self, self._came)
 
     def discard(self) -> None:
         """End and throw away what came."""
         if self._stop("thrown away"):
-            try:
+            with self._ending():
                 self._target.drop()
-            finally:
-                self._ended(self, self._came)
+
+    def finish(self, reason: str) -> None:
+        """Close, and wait for an end that is under way: then no descriptor of this Writing is open any more."""
+        self.close(reason)
+        with self._turn:
+            self._turn.wait_for(lambda: self._gone)
 
     def _check(self, count: int) -> None:
         now = time.monotonic()
@@ -130,11 +134,25 @@ class Writing:
         self._came += count
 
     def _due(self, count: int) -> bool:
-        self._unsynced += count
-        if self._unsynced < SYNC_BYTES:
-            return False
-        self._unsynced = 0
-        return True
+        now = time.monotonic()
+        with self._turn:
+            self._unsynced += count
+            if self._unsynced < SYNC_BYTES or (self._synced and now - self._synced < SYNC_SECONDS):
+                return False
+            self._unsynced, self._synced = 0, now
+            return True
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            try:
+                self._ended(self, self._came)
+            finally:
+                with self._turn:
+                    self._gone = True
+                    self._turn.notify_all()
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -180,20 +198,31 @@ class Writers:
         self._making = tuple(threading.Lock() for _ in range(_LOCKS))
 
     def begin(self, name: str, make: Callable[[], Writing]) -> Writing:
-        """Close the Writing of this name (it keeps what came), then make and register the new one."""
-        with self._making[hash(name) % _LOCKS]:
-            self.end(name)
-            writing = make()
-            with self._lock:
-                self._open[name] = writing
-        return writing
+        """Close the Writing of this name (it keeps what came), then make and register the new one.
+
+        Two are never open at once: the new one is made when the old one's file is closed, also when that is in the
+        middle of its commit.
+        """
+        while True:
+            self.end(name)  # outside the lock: a commit may take long, and others share the lock
+            with self._making[hash(name) % _LOCKS]:
+                with self._lock:
+                    if name in self._open:
+                        continue
+                writing = make()
+                with self._lock:
+                    self._open[name] = writing
+                return writing
 
     def end(self, name: str) -> None:
-        """Close the Writing of this name, when there is one."""
+        """Close the Writing of this name, when there is one, and wait until it has ended."""
         with self._lock:
             writing = self._open.get(name)
         if writing is not None:
-            writing.close("taken over by a newer session of yours")
+            try:
+                writing.finish("taken over by a newer session of yours")
+            finally:
+                self.forget(name, writing)
 
     def forget(self, name: str, writing: Writing) -> None:
         """Note that a Writing has ended."""

@@ -73,7 +73,7 @@ class Place:
         return Tree(service, lambda: (who or peer("dgis", "gateway"), permit))
 
     def left(self) -> list[str]:
-        return [p.name for f in ("stage", "uploads", "parts") for p in (self.root / "main" / f).rglob("*.part")]
+        return [p.name for f in ("stage", "uploads", "parts") for p in (self.root / "main" / f).rglob("*.part*")]
 
     @property
     def used(self) -> int:
