@@ -35,6 +35,8 @@ log = get_log()
 
 JOBS_KEPT = 20_000
 _PARKED_SECONDS = 30.0
+# Who takes an element out of service sees no new copy go there for longer than this
+_LIST_SECONDS = 2.0
 _RETRY_FIRST, _RETRY_LONGEST = 1.0, 300.0
 
 
@@ -234,6 +236,7 @@ class Copier:
             self._wait_for_storage(job, failed=bool(tried) and not changes)
 
     def _pick(self, job: Job, tried: set[str]) -> StorageElement | None:
+        self._elements.freshen(_LIST_SECONDS)
         known = {element.name: element.site for element in self._elements.known()}
         sites = {known[name] for name in job.holding if name in known}
         with self._changed:

@@ -1,4 +1,7 @@
-"""What a door of a storage element is like: a random object is put, got, compared and deleted through it, and timed."""
+"""What a door of a storage element is like: a random object is put, got, compared and deleted through it, and timed.
+
+And whose door it is: an element of ours says its name at each of its doors.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from storage_provider.channel import Channel, ObjectSpec
 from storage_provider.checksum import CHUNK_BYTES, chunk_count
@@ -18,6 +22,26 @@ from storage_provider.keys import object_key
 
 _ASKED = 5
 _NO_OBJECT = object_key("0" * 64)
+
+
+@runtime_checkable
+class _Named(Protocol):
+    """A channel that can ask the far side for its element's name."""
+
+    def element(self) -> str | None: ...
+
+
+def element_behind(open_channel: Callable[[str], Channel], door: str) -> str | None:
+    """Ask a door for its element's name; None when it does not say: a foreign server (not asked), an older element.
+
+    Raises DoorURL when no channel speaks to such a door or another kind of server answers, StorageError when it does
+    not answer, or not that.
+    """
+    channel = open_channel(door)
+    try:
+        return channel.element() if isinstance(channel, _Named) else None
+    finally:
+        channel.close()
 
 
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ class _Health:
 
 
 class Elements:
-    """Thread-safe; only `refresh` asks the network."""
+    """Thread-safe; only what is named for refreshing asks the network."""
 
     def __init__(self, catalog: ElementSource, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`catalog` is asked by `refresh` only."""
@@ -69,6 +69,7 @@ class Elements:
         self._health: dict[str, _Health] = {}
         self._generation = 0
         self._refreshed_at = float("-inf")
+        self._refreshing = threading.Lock()
 
     def refresh(self) -> None:
         """Ask the catalog for the list. Raises CatalogError; the list known before stays."""
@@ -91,6 +92,19 @@ class Elements:
         except CatalogError:
             if not known:
                 raise
+
+    def freshen(self, seconds: float) -> None:
+        """Refresh when the last refresh is older than this; never raises.
+
+        One thread at a time asks, the others go on with what is known: a catalog that hangs holds up one at most.
+        """
+        if not self._refreshing.acquire(blocking=False):
+            return
+        try:
+            with contextlib.suppress(CatalogError):
+                self.refresh_if_older(seconds)
+        finally:
+            self._refreshing.release()
 
     @property
     def generation(self) -> int:

@@ -70,6 +70,7 @@ class Tree:
 
     def __init__(self, service: StorageService, identify: Identify) -> None:
         self._service = service
+        self.element = service.name
         self._identify = identify
 
     def check(self, path: str, verb: Verb) -> None:

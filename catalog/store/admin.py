@@ -5,6 +5,7 @@ import json
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from catalog.doors import place_of
 from catalog.errors import CatalogRefused, UnknownSubject
 from catalog.schema.tables import patients, sites, storage_elements
 from catalog.store.copies import Copies
@@ -19,10 +20,24 @@ def storage_elements_rows(connection: Connection) -> list[StorageElement]:
 
 
 def put_storage_element(connection: Connection, feed: Feed, element: StorageElement) -> None:
-    """Add or replace one; an equal one changes nothing."""
+    """Add or replace one; an equal one changes nothing. Raises CatalogRefused when a door is another element's."""
+    _refuse_shared(storage_elements_rows(connection), element)
+    _write_element(connection, feed, element)
+
+
+def _write_element(connection: Connection, feed: Feed, element: StorageElement) -> None:
     row = {"name": element.name, "site": element.site, "doors": json.dumps(element.doors), "state": element.state}
     if _put(connection, storage_elements, row):
         feed.add("storage_element", element.name, {"site": element.site, "state": element.state})
+
+
+def _refuse_shared(known: list[StorageElement], element: StorageElement) -> None:
+    """Two elements behind one door would make two verified copies of one file."""
+    kept = {place_of(door): other.name for other in known if other.name != element.name for door in other.doors}
+    for door in element.doors:
+        if place_of(door) in kept:
+            raise CatalogRefused(f"the door {door} is one of the storage element {kept[place_of(door)]}; "
+                                 "two names for one place would count one file as two copies")
 
 
 def drain_storage_element(connection: Connection, feed: Feed, name: str) -> None:
@@ -30,7 +45,7 @@ def drain_storage_element(connection: Connection, feed: Feed, name: str) -> None
     element = next((one for one in storage_elements_rows(connection) if one.name == name), None)
     if element is None:
         raise UnknownSubject("no storage element of that name is registered")
-    put_storage_element(connection, feed, element.model_copy(update={"state": "draining"}))
+    _write_element(connection, feed, element.model_copy(update={"state": "draining"}))
 
 
 def remove_storage_element(connection: Connection, feed: Feed, copies: Copies, name: str) -> None:

@@ -133,7 +133,7 @@ class Store:
             return admin.storage_elements_rows(connection)
 
     def put_storage_element(self, element: StorageElement) -> None:
-        """Add or replace a storage element."""
+        """Add or replace a storage element. Raises CatalogRefused when a door is another element's."""
         with self._database.writing() as connection:
             events = self._feed(connection)
             admin.put_storage_element(connection, events, element)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from rich.markup import escape
 
 from catalog.client import CatalogClient
 from catalog.errors import CatalogError
@@ -31,7 +32,7 @@ from dgis.cli.output import (
 )
 from dgis.config import NodeConfig
 from storage_provider.channel import Channel
-from storage_provider.errors import DoorURL
+from storage_provider.errors import DoorURL, StorageError
 from storage_provider.transfer.route import by_preference
 
 _MB = 10**6
@@ -123,13 +124,13 @@ def add_command(
 
     A door is gsiftp://HOST:PORT/PATH, sftp://[USER@]HOST:PORT/PATH or https://HOST:PORT/areas/NAME. The path
     /areas/NAME means a provider of dgis; any other one is a directory of a GridFTP server or sshd (docs/storage.md).
+
+    Refused when a door is another element's, or a provider that answers there calls itself otherwise than NAME: one
+    file under two names would count as two copies.
     """
     open_door = _opener(read_node(home, config))
     for door in doors:
-        try:
-            open_door(door).close()
-        except DoorURL as error:
-            raise click.UsageError(f"{door}: {error.detail}") from None
+        _check_whose(open_door, door, name)
     wanted = tuple(dict.fromkeys(doors)) if ordered else by_preference(doors)
     try:
         element = StorageElement(name=name, site=site, doors=wanted, state=state)
@@ -140,6 +141,25 @@ def add_command(
             catalog.put_site(Site(name=site))
         catalog.put_storage_element(element)
     console().print(f"{name} at {', '.join(wanted)}: {state}")
+
+
+def _check_whose(open_door: Callable[[str], Channel], door: str, name: str) -> None:
+    """Refuse a door that cannot be, or where another element answers; warn when nobody can be asked now."""
+    from dgis.doortest import element_behind
+
+    try:
+        said = element_behind(open_door, door)
+    except DoorURL as error:
+        raise click.UsageError(f"{door}: {error.detail}") from None
+    except StorageError as error:
+        text = f"{door} does not say whose it is ({error.detail}); make sure that it is {name}'s: dgis se test {name}"
+        notes().print(f"[yellow]![/yellow] {escape(text)}", highlight=False)
+        return
+    if said not in (None, name):
+        raise click.ClickException(
+            f"{door}: the storage element that answers there says that it is {said}, not {name}; "
+            "one file under two names would count as two copies"
+        )
 
 
 @command.command("remove", epilog="Example: dgis se remove se3 --home grid")

@@ -112,7 +112,10 @@ def _collect(node: NodeConfig, home: Path, config: Path | None) -> _Status:
         _add_crls(status, name, trust)
     _add_spool(status, node)
     _add_commitment(status, node)
-    _add_board(status, read_board(node.dgis.spool), elements)
+    board = read_board(node.dgis.spool)
+    _add_board(status, board, elements)
+    if board is not None:
+        _add_waiting(status, board, copies=node.dgis.copies)
     return status
 
 
@@ -199,6 +202,19 @@ def _add_spool(status: _Status, node: NodeConfig) -> None:
         status.troubles.append(f"{len(rejected)} objects refused by the catalog lie in {spool.root / 'rejected'}")
     if damaged:
         status.troubles.append(f"{len(damaged)} unreadable files lie in {spool.root / 'damaged'}")
+
+
+def _add_waiting(status: _Status, board: Board, *, copies: int) -> None:
+    """Say how many objects cannot get all their copies now: they stay in the spool, perhaps with all else well."""
+    # The board may be a second older than the spool
+    waiting = min(board.backlog.waiting_for_storage, status.spool["backlog"])
+    status.spool["waiting_for_storage"] = waiting
+    if waiting:
+        usable = sum(element.usable for element in board.elements)
+        status.troubles.append(
+            f"{waiting} objects wait for a further storage element: each is to have {copies} verified copies, "
+            f"and {usable} of {len(board.elements)} elements take new ones now (dgis se list)"
+        )
 
 
 def _add_commitment(status: _Status, node: NodeConfig) -> None:

@@ -46,7 +46,9 @@ class HttpsChannel:
     ) -> None:
         parts = urlsplit(door)
         path = parts.path.split("/")
-        if parts.scheme != "https" or not parts.hostname or len(path) != 3 or path[1] != "areas" or not path[2]:
+        plain = not (parts.query or parts.fragment or "@" in parts.netloc or set("?#") & set(door))
+        sound = len(path) == 3 and path[1] == "areas" and bool(path[2])
+        if parts.scheme != "https" or not parts.hostname or not plain or not sound:
             raise DoorURL("an https door looks like https://HOST:PORT/areas/NAME", door=door)
         self._asker = Asker(session, door, permit=permit, timeouts=timeouts or Timeouts())
         self._root = f"https://{parts.netloc}"
@@ -145,14 +147,20 @@ class HttpsChannel:
 
     def space(self) -> Space:
         """Ask for the space of this door's area."""
-        reply = self._asker.model(SpaceReply, Ask("GET", f"{self._root}/v1/space"))
-        for area in reply.areas:
+        for area in self._space().areas:
             if area.name == self._area:
                 return Space(total=area.total, free=area.free, used=area.used)
         raise NotFound("the storage element has no such area", door=self.door)
 
+    def element(self) -> str | None:
+        """Ask for the name of the storage element."""
+        return self._space().name
+
     def close(self) -> None:
         """Do nothing: the session belongs to the process."""
+
+    def _space(self) -> SpaceReply:
+        return self._asker.model(SpaceReply, Ask("GET", f"{self._root}/v1/space"))
 
     def _object(self, key: str) -> str:
         parse_key(key)

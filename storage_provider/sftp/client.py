@@ -171,6 +171,13 @@ class SftpChannel:
         volume = replies.parse_volume(self._ask(packets.statvfs(self._door.root), "").extended)
         return Space(total=volume.total, free=volume.available, used=volume.total - volume.free)
 
+    def element(self) -> str | None:
+        """Ask an own server for its element's name; None when it does not say (an older one), or is foreign."""
+        if not self._door.own:
+            return None
+        with self._pool.session(fresh=False) as session:
+            return session.element
+
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()

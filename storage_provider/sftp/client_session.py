@@ -104,6 +104,12 @@ class Session:
         return extension in (self._replies.extensions or {})
 
     @property
+    def element(self) -> str | None:
+        """What an own server calls its element ("1 NAME" in its mark); None when it does not say."""
+        _, _, name = (self._replies.extensions or {}).get(OWN_MARK, "").partition(" ")
+        return name or None
+
+    @property
     def quiet(self) -> bool:
         """Whether every request that somebody waits for is answered."""
         return all(ticket.idle for ticket in self._tickets.values())

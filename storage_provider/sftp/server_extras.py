@@ -1,6 +1,7 @@
 """What the SFTP server has beyond version 3: OpenSSH's questions about space and limits, and extensions of our own.
 
-PROTOCOL.md has the layout of each. `dgis@dgis` has no request: it tells that the far side is an element of ours.
+PROTOCOL.md has the layout of each. `dgis@dgis` has no request: it tells that the far side is an element of ours, and
+which one.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from storage_provider.sftp.numbers import Code
 from storage_provider.sftp.server_packets import LONGEST_DATA, LONGEST_FRAME, Request
 from storage_provider.tree import Tree
 
-EXTENSIONS = (
-    (b"dgis@dgis", b"1"),
+_EXTENSIONS = (
     (b"posix-rename@openssh.com", b"1"),
     (b"statvfs@openssh.com", b"2"),
     (b"fsync@openssh.com", b"1"),
@@ -29,6 +29,11 @@ EXTENSIONS = (
 _LONGEST_TOKEN = 64 * 1024
 _LONGEST_ACTOR = 300
 _TO_THE_END = (1 << 64) - 1
+
+
+def extensions(element: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Return what the VERSION packet of the element of this name announces; its mark is "1 NAME"."""
+    return ((b"dgis@dgis", f"1 {element}".encode()), *_EXTENSIONS)
 
 
 @dataclass(slots=True)

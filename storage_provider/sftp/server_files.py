@@ -16,7 +16,7 @@ from storage_provider.errors import Denied, Faulty, LocalFault, NotFound, Refuse
 from storage_provider.paths import parse_path, resolve
 from storage_provider.sftp import server_packets as packets
 from storage_provider.sftp.numbers import Code, Flag, Kind
-from storage_provider.sftp.server_extras import EXTENSIONS, Claims, Extras
+from storage_provider.sftp.server_extras import Claims, Extras, extensions
 from storage_provider.sftp.server_packets import LONGEST_DATA, Attributes, BadPacket, Request
 from storage_provider.tree import Node, Tree
 from storage_provider.writing import JUDGE_SECONDS, Writing
@@ -75,7 +75,7 @@ class SftpFiles:
             if request.kind != Kind.INIT:
                 raise BadPacket("the first packet is INIT")
             self._begun = True
-            return packets.version(EXTENSIONS)
+            return packets.version(extensions(self._tree.element))
         return self._answer(request, self._verbs.get(request.kind, _no_verb))
 
     def commits(self, request: Request) -> bool:

@@ -102,6 +102,11 @@ def test_storage_elements_by_command(grid: Grid, sent: list[Image]) -> None:
 
     _store(grid, sent)
     grid.wait_drained()
+
+    def shown() -> bool:
+        return all(row["doors"][0]["in_use"] for row in se("list", "--format", "json"))
+
+    wait_until(shown, seconds=5, what="the doors in use are on the board", every=0.3)
     rows = {row["name"]: row for row in se("list", "--format", "json")}
     for name in ("se1", "se2"):
         doors = rows[name]["doors"]
@@ -112,14 +117,20 @@ def test_storage_elements_by_command(grid: Grid, sent: list[Image]) -> None:
     assert [row["trouble"] for row in tested] == ["", "", ""] and all(row["put_mb_s"] > 0 for row in tested)
     assert "no channel for ftp" in se("add", "se9", "--site", "b", "--door", "ftp://h/x", code=2)
     closed = f"gsiftp://127.0.0.1:{free_port()}/areas/main"
-    doors = ("--door", grid.doors("se2")["https"], "--door", closed)
-    se("add", "se9", "--site", "b", "--state", "readonly", *doors)
-    partly = se("test", "se9", "--size", "0.1", "--format", "json", code=3)
-    assert [bool(row["trouble"]) for row in partly] == [True, False]  # sorted: gsiftp comes first
-    se("add", "se9", "--site", "b", "--state", "readonly", "--ordered", *doors)
-    (ordered,) = (row for row in se("list", "--format", "json") if row["name"] == "se9")
-    assert ordered["doors"][1]["url"] == closed
+    for door in grid.doors("se2").values():  # one file under two names would count as two copies
+        assert "it is se2, not se9" in " ".join(se("add", "se9", "--site", "b", "--door", door, code=1).split())
+    assert "does not say" in se("add", "se9", "--site", "b", "--state", "readonly", "--door", closed)
+    assert "se9" in se("add", "se8", "--site", "b", "--door", closed + "/", code=1)
+    se("test", "se9", "--size", "0.1", "--format", "json", code=1)
     se("remove", "se9")
+    doors = ("--door", grid.doors("se2")["https"], "--door", closed)
+    se("add", "se2", "--site", "local", *doors)
+    partly = se("test", "se2", "--size", "0.1", "--format", "json", code=3)
+    assert [bool(row["trouble"]) for row in partly] == [True, False]  # sorted: gsiftp comes first
+    se("add", "se2", "--site", "local", "--ordered", *doors)
+    (ordered,) = (row for row in se("list", "--format", "json") if row["name"] == "se2")
+    assert ordered["doors"][1]["url"] == closed
+    se("add", "se2", "--site", "local", *(part for door in grid.doors("se2").values() for part in ("--door", door)))
     assert "copies" in se("remove", "se1", code=1)
     assert {row["name"] for row in se("list", "--format", "json")} == {"se1", "se2"}
 

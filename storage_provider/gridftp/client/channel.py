@@ -179,6 +179,10 @@ class GsiftpChannel:
             raise Unsupported("a foreign GridFTP server has no verb for space", door=self.door)
         return self._again(space_of)
 
+    def element(self) -> str | None:
+        """Ask an own server for its element's name; None when it does not say (an older one), or is foreign."""
+        return self._again(lambda session: session.element) if self._door.own else None
+
     def close(self) -> None:
         """Close the sessions."""
         self._sessions.close()

@@ -27,6 +27,7 @@ from storage_provider.timeouts import Timeouts
 
 # Announced by our own servers in FEAT
 OWN_FEATURE = "DGIS 1"
+NAME_FEATURE = "DGIS-ELEMENT "
 _PROTECTION_BUFFER = 1024 * 1024
 
 
@@ -46,7 +47,7 @@ class Session:
     """One control connection with data channels set to private, and its cached mode E data connection.
 
     One thread at a time. `moving` is set while the data connection holds bytes of a transfer; `reused` says that the
-    session was lent before, `extended` that the far side has answered EPSV.
+    session was lent before, `extended` that the far side has answered EPSV. `element`: what an own server calls itself.
     """
 
     def __init__(self, opening: Opening, identity: DataTls) -> None:
@@ -57,6 +58,7 @@ class Session:
         self._acting_for: str | None = None
         self._permit: str | None = None
         self._mode = "S"
+        self.element: str | None = None
         self.link: Link | None = None
         self.moving = False
         self.extended = False
@@ -191,7 +193,9 @@ class Session:
         control.send(*commands)
         features = control.final()
         replies = [control.final() for _ in commands[1:]]
-        ours = any(line.strip() == OWN_FEATURE for line in features.lines)
+        lines = [line.strip() for line in features.lines]
+        ours = OWN_FEATURE in lines
+        self.element = next((line[len(NAME_FEATURE) :] for line in lines if line.startswith(NAME_FEATURE)), None)
         if ours != self.door.own:
             teach = (
                 "is one of ours: its doors are /areas/NAME" if ours else "is not one of ours: no door is /areas/NAME"

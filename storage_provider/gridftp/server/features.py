@@ -7,7 +7,9 @@ from storage_provider.gridftp.facts import FEATURE
 
 # The presence of this line tells our own client what it may use beyond stock GridFTP (see PROTOCOL.md)
 OWN_FEATURE = "DGIS 1"
-FEATURES = (
+# ... and this one names the element, so that nobody takes one for another; older clients pass over it
+NAME_FEATURE = "DGIS-ELEMENT"
+_FEATURES = (
     "AUTH GSSAPI",
     "CKSM " + "".join(f"{name}:{10 + number};" for number, name in enumerate(ALGORITHMS)),
     "DCAU",
@@ -29,6 +31,11 @@ FEATURES = (
     "UTF8",
     OWN_FEATURE,
 )
+
+
+def features(element: str) -> tuple[str, ...]:
+    """Return the lines of the reply to FEAT (RFC 2389 section 3.2) of the element of this name."""
+    return (*_FEATURES, f"{NAME_FEATURE} {element}")
 
 
 def help_lines(verbs: list[str]) -> tuple[str, ...]:

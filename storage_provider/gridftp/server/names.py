@@ -10,7 +10,7 @@ from storage_provider.errors import NotFound
 from storage_provider.gridftp.commands import CommandError, parse_cksm, parse_size, parse_two
 from storage_provider.gridftp.facts import Entry, format_entry, format_time
 from storage_provider.gridftp.markers import MOST_SPANS, format_spans
-from storage_provider.gridftp.server.features import FEATURES, help_lines
+from storage_provider.gridftp.server.features import features, help_lines
 from storage_provider.tree import Node
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _rnto(session: Session, argument: str) -> None:
 
 
 def _feat(session: Session, _argument: str) -> None:
-    session.control.reply(211, "Extensions supported", *FEATURES, "End")
+    session.control.reply(211, "Extensions supported", *features(session.tree.element), "End")
 
 
 def _help(session: Session, _argument: str) -> None:

@@ -72,6 +72,8 @@ def test_the_whole_life_through_the_client(connect: Connect, url: str, site: Sit
     gateway, operator = connect("gateway"), connect("operator")
     operator.put_site(Site(name="a", title="Here"))
     operator.put_storage_element(StorageElement(name="se1", site="a", doors=("https://localhost:1/areas/main",)))
+    with pytest.raises(CatalogRefused, match="se1"):  # one place under two names
+        operator.put_storage_element(StorageElement(name="se2", site="a", doors=("https://LOCALHOST:1/areas/main/",)))
     assert [one.name for one in gateway.storage_elements()] == ["se1"]
     assert gateway.sites() == [Site(name="a", title="Here")]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from catalog.errors import CatalogUnavailable
+from catalog.wire import StorageElement
 from dgis.backoff import Backoff, delay
 from dgis.board import ErrorList
 from dgis.elements import Elements
@@ -104,6 +106,38 @@ def test_the_list_is_kept_when_the_catalog_does_not_answer() -> None:
     clock.now += 11
     elements.refresh_if_older(10)
     assert elements.doors("a1") is not None and elements.doors("nobody") is None
+
+
+def test_one_thread_at_a_time_waits_for_a_newer_list() -> None:
+    clock, asked, answer = Clock(), threading.Event(), threading.Event()
+
+    class Hanging(MemoryCatalog):
+        def storage_elements(self) -> list[StorageElement]:
+            asked.set()
+            assert answer.wait(10)
+            return super().storage_elements()
+
+    catalog = Hanging(A1)
+    elements = Elements(catalog, clock=clock)
+    waiting = threading.Thread(target=elements.freshen, args=(2.0,))
+    waiting.start()
+    assert asked.wait(5)
+    clock.now += 3
+    elements.freshen(2.0)  # goes on at once with what is known
+    assert elements.known() == ()
+    answer.set()
+    waiting.join(5)
+    assert elements.known() == (A1,)
+    catalog.elements = [A2]
+    elements.freshen(2.0)
+    assert elements.known() == (A1,)  # new enough
+    clock.now += 2
+    catalog.down = True
+    elements.freshen(2.0)  # says nothing
+    catalog.down = False
+    clock.now += 2
+    elements.freshen(2.0)
+    assert elements.known() == (A2,)
 
 
 def test_errors_are_bounded_and_repeated_ones_are_counted() -> None:

@@ -165,6 +165,21 @@ def test_too_few_elements_keep_the_spool_file_and_the_rest_follows_later(grid: G
     assert sum(len(objects) for objects in grid.engine.stored.values()) == 2
 
 
+@pytest.mark.parametrize("state", ["draining", "readonly"])
+def test_an_element_taken_out_of_service_gets_nothing_new_soon_after(grid: Grid, state: str) -> None:
+    with grid.working():
+        store(grid.spool)
+        until(lambda: empty(grid))
+        grid.catalog.elements = [element("se1", state=state), element("se2"), element("se3")]
+        time.sleep(2.1)
+        before = len(grid.engine.stored.get("se1", {}))
+        entries = [store(grid.spool, f"1.2.7.{n}") for n in range(6)]
+        until(lambda: empty(grid))
+    for entry in entries:
+        assert grid.catalog.verified(object_key(entry.record.sha256)) == {"se2", "se3"}
+    assert len(grid.engine.stored.get("se1", {})) == before
+
+
 def test_a_full_element_is_passed_over(grid: Grid) -> None:
     grid.engine.full = {"se1"}
     entry = store(grid.spool)
@@ -252,7 +267,7 @@ def test_an_object_that_changed_on_disk_is_never_copied_and_never_deleted(grid: 
 
     grid.engine.store = far_side_checks  # type: ignore[method-assign, assignment]
     with grid.working():
-        until(lambda: grid.spool.damaged() != ())
+        until(lambda: grid.spool.damaged() != () and read_board(grid.root) is not None)
         until(lambda: any("damaged" in error.text for error in grid.board().errors))
     assert grid.engine.stores == 0
 

@@ -417,7 +417,9 @@ def test_a_door_url_without_area_is_refused(rig: HttpsRig) -> None:
     from storage_provider.channels import open_channels
     from storage_provider.errors import DoorURL
 
-    for url in ("https://h/", "http://h/areas/main", "ftp://h/areas/main", "nonsense", "https://h/areas/a/b"):
+    more = ("?x=1", "?", "#x", "/")
+    urls = ("https://h/", "http://h/areas/main", "ftp://h/areas/main", "nonsense", "https://h/areas/a/b")
+    for url in (*urls, "https://me@h/areas/main", *(f"https://h/areas/main{end}" for end in more)):
         with pytest.raises(DoorURL):
             open_channels(rig.session)(url)
 

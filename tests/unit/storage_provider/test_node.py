@@ -18,11 +18,15 @@ from certs.https.session import GridSession
 from storage_provider.channels import open_channels
 from storage_provider.config import StorageConfig
 from storage_provider.errors import DoorURL, Unreachable
+from storage_provider.gridftp.client.channel import GsiftpChannel
+from storage_provider.https.client import HttpsChannel
 from storage_provider.node import StorageNode
+from storage_provider.sftp.client import SftpChannel
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import write
 from tests.helpers.pki import SiteHome
 
+Named = GsiftpChannel | SftpChannel | HttpsChannel
 RULES = {"gateway": ["read", "write", "delete", "list"], "operator": ["read"]}
 
 
@@ -68,6 +72,7 @@ def test_three_doors_to_the_same_objects(site: SiteHome, peers: Path, session: G
             for other in channels:
                 with other.get(spec_of(data).key) as blocks:
                     assert b"".join(blocks) == data
+        assert [channel.element() for channel in channels if isinstance(channel, Named)] == ["se1"] * 3
         assert len({(c.space().total, c.space().used) for c in channels}) == 1
         health = session.json("GET", f"{bases[0]}/health")
         assert health["status"] == "ok" and {"gsiftp", "sftp"} < set(health["checks"])

@@ -182,6 +182,11 @@ def test_doors_and_servers_must_fit(tmp_path: Path) -> None:
         FakeSftp(extensions=(*OPENSSH, "dgis@dgis")).connect()
 
 
+def test_an_older_own_server_does_not_say_its_name() -> None:
+    session = FakeSftp(extensions=(*OPENSSH, "dgis@dgis")).connect(Door.parse("sftp://host/areas/main"))
+    assert session.element is None and FakeSftp().connect().element is None
+
+
 def test_answers_that_nobody_asked_for_end_the_session() -> None:
     class Wrong:
         sent = 0

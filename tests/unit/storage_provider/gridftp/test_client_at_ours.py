@@ -16,6 +16,7 @@ from certs.tls import client_context
 from storage_provider.channel import Put, Stored, Want
 from storage_provider.errors import Denied, DoorURL, NoSpace, NotFound, Unreachable
 from storage_provider.gridftp.client.channel import GsiftpChannel
+from storage_provider.gridftp.server import names
 from storage_provider.gridftp.settings import DataSettings
 from storage_provider.timeouts import Timeouts
 from tests.conformance.faulty_wire import FaultyWire
@@ -50,6 +51,17 @@ def channel(site: SiteHome, door: str, *, sessions: int = 4) -> GsiftpChannel:
 
 def puts(tmp_path: Path, number: int, size: int) -> list[Put]:
     return [Put(spec_of(DATA[n : n + size]), write(tmp_path, DATA[n : n + size])) for n in range(number)]
+
+
+def test_an_older_own_server_does_not_say_its_name(
+    site: SiteHome, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = serve()
+    with closing(channel(site, far.door)) as here:
+        assert here.element() == "se1"
+    monkeypatch.setattr(names, "features", lambda element: ("DGIS 1",))
+    with closing(channel(site, far.door)) as here:
+        assert here.element() is None
 
 
 def test_one_login_serves_many_calls(site: SiteHome, serve: Serve, tmp_path: Path) -> None:
