@@ -6,12 +6,14 @@ import errno
 import hashlib
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from storage_provider import disk
 from storage_provider import uploads as uploads_room
+from storage_provider.channel import Stored
 from storage_provider.checksum import CHUNK_BYTES, digests_of
 from storage_provider.errors import Busy, Conflict, Corrupt, LocalFault, NoSpace, NotFound, Refused
 from storage_provider.keys import object_key
@@ -292,3 +294,117 @@ def test_digests_of_agrees_with_the_double(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"head" + BIG + b"tail")
     assert digests_of(path, size=len(BIG), offset=4) == (spec_of(BIG).sha256, spec_of(BIG).chunks)
+
+
+# -- what one request does while another is at it ---------------------------------------------------------------
+
+
+def test_an_upload_that_is_being_adopted_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new try of the same object in that moment used to end in a local fault and to destroy the finished one."""
+    store = Store(tmp_path)
+    uploads, spec = Uploads(store), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    upload(uploads, ident, BIG, 0, len(BIG))
+    plain, seen = store.adopt, []
+
+    def adopt(source: Path, key: str, size: int) -> tuple[Stored, bool]:
+        seen.append(uploads.begin(spec, ME)[1].state)
+        for act in (
+            lambda: uploads.begin(replace(spec, size=0, chunks=()), ME),
+            lambda: uploads.open_missing(ident, ME),
+            lambda: uploads.open_range(ident, ME, 0, 10),
+            lambda: uploads.commit(ident, ME),
+            lambda: uploads.abort(ident, ME),
+        ):
+            with pytest.raises(Busy):
+                act()
+        return plain(source, key, size)
+
+    monkeypatch.setattr(store, "adopt", adopt)
+    assert uploads.commit(ident, ME).sha256 == spec.sha256
+    assert seen == ["verifying"] and store.checksum(spec.key)[0] == spec.sha256
+    assert len(uploads) == 0 and not list((tmp_path / "uploads").iterdir())
+    assert store.space().used == len(BIG)
+    uploads.begin(spec, ME)
+
+
+def test_a_folder_that_is_there_is_not_thrown_away(tmp_path: Path) -> None:
+    store = Store(tmp_path, quota=len(BIG))
+    uploads, spec = Uploads(store), spec_of(BIG)
+    ident, _ = uploads.begin(spec, ME)
+    uploads.abort(ident, ME)
+    (tmp_path / "uploads" / ident).mkdir()
+    (tmp_path / "uploads" / ident / "data").write_bytes(b"somebody's")
+    with pytest.raises(LocalFault):
+        uploads.begin(spec, ME)
+    assert (tmp_path / "uploads" / ident / "data").read_bytes() == b"somebody's"
+    assert store.space().free == len(BIG)
+
+
+def test_an_upload_that_a_session_holds_is_its_own_even_when_nothing_is_missing(tmp_path: Path) -> None:
+    """Nothing is claimed then; its digest must not be taken for that of another upload of the key."""
+    store = Store(tmp_path)
+    uploads, spec = Uploads(store), spec_of(DATA)
+    ident, _ = uploads.begin(spec, ME)
+    upload(uploads, ident, DATA, 0, len(DATA))
+    fd, before = uploads.open_missing(ident, ME)
+    for act in (
+        lambda: uploads.begin(replace(spec, size=0), ME),
+        lambda: uploads.open_missing(ident, ME),
+        lambda: uploads.commit(ident, ME),
+        lambda: uploads.abort(ident, ME),
+    ):
+        with pytest.raises(Busy):
+            act()
+    os.close(fd)
+    assert uploads.commit(ident, ME, digest=spec.sha256, synced=before.received).size == len(DATA)
+    assert store.checksum(spec.key) == (spec.sha256, len(DATA))
+
+
+def test_a_failed_sync_does_not_leave_an_upload_in_verification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, spec = Uploads(Store(tmp_path)), spec_of(DATA)
+    ident, _ = uploads.begin(spec, ME)
+    upload(uploads, ident, DATA, 0, len(DATA))
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads_room, "sync", fail)
+        with pytest.raises(LocalFault):
+            uploads.commit(ident, ME)
+    assert uploads.status(ident, ME).missing == ((0, len(DATA)),)
+    upload(uploads, ident, DATA, 0, len(DATA))
+    assert uploads.commit(ident, ME).sha256 == spec.sha256
+
+
+def test_a_range_that_cannot_be_opened_is_not_claimed_for_ever(tmp_path: Path) -> None:
+    uploads, spec = Uploads(Store(tmp_path)), spec_of(DATA)
+    ident, _ = uploads.begin(spec, ME)
+    data = tmp_path / "uploads" / ident / "data"
+    data.rename(tmp_path / "away")
+    with pytest.raises(LocalFault):
+        uploads.open_range(ident, ME, 0, 100)
+    (tmp_path / "away").rename(data)
+    upload(uploads, ident, DATA, 0, len(DATA))
+    assert uploads.commit(ident, ME).sha256 == spec.sha256
+
+
+def test_a_range_known_before_cannot_change_what_the_digest_carried_on(tmp_path: Path) -> None:
+    """A front that went on from range to range is that of the bytes in the file, whoever sends what again meanwhile."""
+    store = Store(tmp_path)
+    uploads, spec = Uploads(store), spec_of(DATA)
+    ident, _ = uploads.begin(spec, ME)
+    upload(uploads, ident, DATA, 0, 50_000)
+    on = uploads.open_range(ident, ME, 50_000, len(DATA))
+    again = uploads.open_range(ident, ME, 0, 50_000)
+    on.write(DATA[50_000:])
+    again.write(DATA[:20_000])
+    with pytest.raises(Conflict):
+        again.write(b"?" * 30_000)
+    on.close()
+    again.close()
+    assert uploads.commit(ident, ME).sha256 == spec.sha256
+    assert store.checksum(spec.key)[0] == spec.sha256

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,11 @@ from prometheus_client import CollectorRegistry
 from certs.dn import DN
 from certs.peer import Peer
 from certs.permit import Permit
-from storage_provider import writing
+from storage_provider import disk, writing
 from storage_provider.access import AreaRules
 from storage_provider.channel import ObjectSpec
 from storage_provider.checksum import CHUNK_BYTES, digests_of
-from storage_provider.errors import Conflict, Corrupt, Denied, NoSpace, NotFound, Refused, StorageError
+from storage_provider.errors import Busy, Conflict, Corrupt, Denied, NoSpace, NotFound, Refused, StorageError
 from storage_provider.landing import Landing
 from storage_provider.metrics import Metrics
 from storage_provider.parts import Parts
@@ -627,3 +627,249 @@ def test_a_disk_that_fails_ends_in_our_words(place: Place, monkeypatch: pytest.M
         ready.write(0, b"x")
     ready.close()
     assert place.used == 0 and not place.left()
+
+
+# -- one writer, none once it is digested -----------------------------------------------------------------------
+
+OPATH = path(SPEC.key)
+
+
+@contextmanager
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, act: Callable[[], object]) -> Iterator[None]:
+    """Run `act` once, right after the first call of a method has ended."""
+    plain = getattr(owner, method)
+    acted: list[bool] = []
+
+    def hooked(*args: object, **how: object) -> object:
+        answer = plain(*args, **how)
+        if not acted:
+            acted.append(True)
+            act()
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, hooked)
+        yield
+    assert acted
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("how", ["close", "commit", "open still"])
+def test_a_new_writer_never_reaches_a_part_that_is_taken(
+    place: Place, monkeypatch: pytest.MonkeyPatch, fresh: bool, how: str
+) -> None:
+    """Between digest and rename a second session opens, overwrites and ends the same name: that is another file."""
+    tree = place.tree()
+    _part(tree, DATA)
+    evil: list[Writing] = []
+
+    def second() -> None:
+        evil.append(place.tree().write(PART, fresh=fresh))
+        evil[0].write(0, b"EVIL" * 1000)
+        if how != "open still":
+            getattr(evil[0], how)()
+
+    with _meanwhile(monkeypatch, Landing, "digest", second):
+        tree.rename(PART, OPATH)
+    if how == "open still":
+        evil[0].write(4000, b"EVIL" * 10)
+        evil[0].close()
+    assert hashlib.sha256(whole(tree, OPATH)).hexdigest() == SPEC.sha256
+    assert whole(tree, PART) == b"EVIL" * (1010 if how == "open still" else 1000)
+    tree.delete(PART)
+    assert place.used == len(DATA) and not place.left()
+
+
+def test_a_corrupt_part_takes_nothing_of_a_new_writer_along(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = place.tree()
+    _part(tree, b"!" + DATA[1:])
+
+    def second() -> None:
+        _part(place.tree(), DATA, fresh=True)
+
+    with _meanwhile(monkeypatch, Landing, "digest", second), pytest.raises(Corrupt):
+        tree.rename(PART, OPATH)
+    tree.rename(PART, OPATH)
+    assert whole(tree, OPATH) == DATA and place.used == len(DATA)
+
+
+def test_a_part_that_is_being_verified_is_busy_not_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who repeats a rename whose answer does not come must not hear that there is no such part."""
+    tree = place.tree()
+    _part(tree, DATA)
+
+    def again() -> None:
+        with pytest.raises(Busy):
+            place.tree().rename(PART, OPATH)
+
+    with _meanwhile(monkeypatch, Landing, "digest", again):
+        tree.rename(PART, OPATH)
+    tree.rename(PART, OPATH)
+
+
+@pytest.mark.parametrize("where", [PART, path(BIG_SPEC.key)], ids=["part", "upload"])
+def test_a_newer_session_waits_for_a_commit_under_way(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """It used to open the file while the older one still cut, closed and published it."""
+    tree, size = place.tree(), len(BIG)
+    old = tree.write(where, size=size)
+    old.write(0, BIG)
+    inside, go, newer = threading.Event(), threading.Event(), []
+    plain = os.fdatasync
+
+    def slow(fd: int) -> None:
+        inside.set()
+        assert go.wait(10)
+        plain(fd)
+
+    monkeypatch.setattr("os.fdatasync", slow)
+    committing = threading.Thread(target=old.commit)
+    committing.start()
+    assert inside.wait(10)
+    second = threading.Thread(target=lambda: newer.append(place.tree().write(where, size=size, fresh=True)))
+    second.start()
+    second.join(0.2)
+    assert not newer, "a second descriptor is open while the first is being committed"
+    go.set()
+    committing.join(10)
+    second.join(10)
+    newer[0].write(0, b"EVIL" * 100)
+    newer[0].close()
+    assert whole(tree, where) == (b"EVIL" * 100 if where == PART else BIG)
+
+
+def test_parts_have_one_writer_at_the_lowest_level_too(place: Place) -> None:
+    parts = place.areas[0].parts
+    first = parts.write("me", "a.part", size=None, fresh=False)
+    with pytest.raises(Busy):
+        parts.write("me", "a.part", size=None, fresh=True)
+    first.keep()
+    parts.write("me", "a.part", size=None, fresh=True).drop()
+
+
+@pytest.mark.parametrize("where", [PART, OPATH], ids=["part", "object"])
+def test_what_a_failed_write_left_behind_the_front_is_no_part_of_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    tree = place.tree()
+    ready = tree.write(where)
+    ready.write(0, DATA)
+
+    def half(fd: int, data: bytes, offset: int) -> None:
+        os.pwrite(fd, data[:10], offset)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage_provider.landing.write_at", half)
+        with pytest.raises(StorageError):
+            ready.write(len(DATA), b"?" * 20)
+    ready.commit()
+    if where == PART:
+        tree.rename(PART, OPATH)
+    assert tree.stat(OPATH).size == len(DATA) and tree.checksum(OPATH) == SPEC.sha256
+
+
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_two_threads_at_one_place_leave_the_bytes_that_were_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewrite: bool
+) -> None:
+    plain, first, go = disk.write_at, threading.Event(), threading.Event()
+
+    def slow(fd: int, data: memoryview, offset: int) -> None:
+        if bytes(data) == b"A" * 100:
+            first.set()
+            go.wait(0.3)
+        plain(fd, data, offset)
+
+    monkeypatch.setattr("storage_provider.landing.write_at", slow)
+    with _file(tmp_path) as fd:
+        landing = Landing(fd, rewrite=rewrite)
+        thread = threading.Thread(target=landing.write, args=(0, b"A" * 100))
+        thread.start()
+        assert first.wait(10)
+        with suppress(Conflict):
+            landing.write(0, b"B" * 100)
+        go.set()
+        thread.join(10)
+        assert landing.digest() == hashlib.sha256(os.pread(fd, 100, 0)).hexdigest()
+
+
+# -- after a kill -----------------------------------------------------------------------------------------------
+
+
+def _kill(place: Place) -> None:
+    """A restart of which nobody was told: what is open stays as it is on disk."""
+    place.close()
+    place.open()
+
+
+def test_after_a_kill_a_part_is_as_long_as_its_front_was(place: Place) -> None:
+    ready = place.tree().write(PART)
+    ready.write(0, DATA[:10])
+    ready.sync()
+    ready.write(5000, DATA[5000:])
+    _kill(place)
+    tree = place.tree()
+    assert tree.stat(PART).size == 10 and place.used == 10
+    _part(tree, DATA[10:], at=10)
+    tree.rename(PART, OPATH)
+    assert whole(tree, OPATH) == DATA
+
+
+def test_after_a_kill_a_part_without_a_journal_is_gone(place: Place) -> None:
+    _part(place.tree(), DATA[:2000])
+    ready = place.tree().write(PART)
+    ready.write(5000, DATA[5000:])
+    _kill(place)
+    assert names(place.tree(), "/areas/main/stage") == [] and place.used == 0 and not place.left()
+
+
+def test_a_journal_of_earlier_bytes_says_nothing_of_fresh_ones(place: Place) -> None:
+    ready = place.tree().write(PART)
+    ready.write(0, DATA)
+    ready.sync()
+    ready.close()
+    ready = place.tree().write(PART, fresh=True)
+    ready.write(100_000, DATA[100_000:])
+    _kill(place)
+    assert place.tree().missing(PART, len(DATA)) == ((0, len(DATA)),)
+
+
+def test_a_part_that_was_being_taken_is_there_after_a_kill(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    _part(place.tree(), DATA)
+    (file,) = (place.root / "main" / "parts").rglob("*.part")
+    file.rename(file.with_name(file.name + ".00ff.taken"))
+    _kill(place)
+    tree = place.tree()
+    assert tree.stat(PART).size == len(DATA)
+    tree.rename(PART, OPATH)
+
+
+@pytest.mark.parametrize("where", [PART, path(BIG_SPEC.key)], ids=["part", "upload"])
+def test_most_of_a_large_transfer_survives_a_kill(tmp_path: Path, where: str) -> None:
+    place = Place(tmp_path)
+    place.open()
+    ready = place.tree().write(where, size=len(BIG))
+    for at in range(0, 10 << 20, 1 << 20):
+        ready.write(at, BIG[at : at + (1 << 20)])
+    _kill(place)
+    ((start, _),) = place.tree().missing(where, len(BIG))
+    assert start >= 8 << 20
+    place.close()
+
+
+def test_a_slow_transfer_is_journalled_every_so_many_bytes_a_fast_one_once_a_second(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    synced: list[int] = []
+    monkeypatch.setattr("storage_provider.writing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(writing, "SYNC_BYTES", 1000)
+    ready = place.tree().write(PART)
+    monkeypatch.setattr(ready._target, "sync", lambda: synced.append(ready.received.total))
+    for at in range(0, 10_000, 500):
+        ready.write(at, DATA[at : at + 500])
+        now[0] += 0.25 if at < 5000 else 2.0
+    assert synced[:3] == [1000, 3000, 5000] and synced[-3:] == [8000, 9000, 10_000]
+    ready.close()
