@@ -58,17 +58,22 @@ class GsiftpTable(Table):
     """`[gsiftp]`: the GridFTP door, served when the table is there.
 
     Data connections come in at `data_ports` (lowest and highest; any without) of the address `advertise` (without, the
-    one that the client reached). `idle_seconds` ends a session without commands and a transfer without bytes;
-    `sessions` in all, `sessions_per_peer` of one DN, `streams` data connections to a transfer.
+    one that the client reached). A login may take `grace_seconds`; `idle_seconds` ends a session without commands
+    and a transfer without bytes. `sessions` may be logged in, `sessions_per_peer` of them of one DN; `waiting` may be
+    before their login besides, `waiting_per_address` of them from one address. A transfer may have `streams` data
+    connections.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=2811, ge=0, le=65535)
     data_ports: tuple[Port, Port] | None = None
     advertise: str | None = None
+    grace_seconds: float = Field(default=20.0, gt=0, le=600)
     idle_seconds: float = Field(default=300.0, gt=0, le=86400)
     sessions: int = Field(default=200, ge=1, le=10000)
     sessions_per_peer: int = Field(default=50, ge=1, le=10000)
+    waiting: int = Field(default=100, ge=1, le=10000)
+    waiting_per_address: int = Field(default=10, ge=1, le=10000)
     streams: int = Field(default=16, ge=1, le=256)
 
     @model_validator(mode="after")
@@ -81,8 +86,9 @@ class GsiftpTable(Table):
 class SftpTable(Table):
     """`[sftp]`: the SFTP door, served when the table is there; `[identity]` then needs `ssh_peers`.
 
-    A login may take `grace_seconds`, a connection may do nothing for `idle_seconds`. Of `connections`, `waiting` may be
-    before their login; `per_address` are from one address. `open_files` to a session, `disk_threads` for all of them.
+    A login may take `grace_seconds`, a connection may do nothing for `idle_seconds`. `connections` may be logged
+    in, `per_address` of them from one address; `waiting` may be before their login besides, `waiting_per_address` of
+    them from one address. `open_files` to a session, `disk_threads` for all of them.
     `advertise` is the host in the URL that is printed.
     """
 
@@ -92,7 +98,8 @@ class SftpTable(Table):
     grace_seconds: float = Field(default=20.0, gt=0, le=600)
     idle_seconds: float = Field(default=300.0, gt=0, le=86400)
     connections: int = Field(default=200, ge=1, le=10000)
-    waiting: int = Field(default=40, ge=1, le=10000)
+    waiting: int = Field(default=100, ge=1, le=10000)
+    waiting_per_address: int = Field(default=10, ge=1, le=10000)
     per_address: int = Field(default=60, ge=1, le=10000)
     open_files: int = Field(default=128, ge=1, le=10000)
     disk_threads: int = Field(default=8, ge=1, le=256)

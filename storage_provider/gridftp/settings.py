@@ -19,25 +19,31 @@ class GsiftpSettings:
 
     ``data_ports`` is the inclusive range of passive data ports (None: any), ``advertise`` the IPv4 or IPv6 address
     that passive replies name when the server sits behind a port forward (None: the address the client reached).
-    ``idle_seconds`` ends a session without commands and a transfer without bytes; ``streams`` is how many data
-    connections one transfer may have.
+    ``grace_seconds`` is how long a login may take; ``idle_seconds`` ends a session without commands and a transfer
+    without bytes. ``sessions`` may be logged in, ``sessions_per_peer`` of them of one DN; ``waiting`` may be before
+    their login besides, ``waiting_per_address`` of them from one address. ``streams`` is how many data connections one
+    transfer may have.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     data_ports: PortRange | None = None
     advertise: str | None = None
+    grace_seconds: float = 20.0
     idle_seconds: float = 300.0
     sessions: int = 200
     sessions_per_peer: int = 50
+    waiting: int = 100
+    waiting_per_address: int = 10
     streams: int = 16
 
     def __post_init__(self) -> None:
         _check_ports(self.data_ports)
         if self.advertise is not None:
             ipaddress.ip_address(self.advertise)
-        if self.idle_seconds <= 0 or min(self.sessions, self.sessions_per_peer, self.streams) < 1:
-            raise ValueError("idle_seconds, sessions, sessions_per_peer and streams must be positive")
+        counts = (self.sessions, self.sessions_per_peer, self.waiting, self.waiting_per_address, self.streams)
+        if min(self.grace_seconds, self.idle_seconds) <= 0 or min(counts) < 1:
+            raise ValueError("limits of the gsiftp server must be positive")
 
 
 @dataclass(frozen=True, slots=True)

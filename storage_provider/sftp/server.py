@@ -13,6 +13,7 @@ from asyncssh.kex import get_kex_algs
 
 from certs.config import IdentityConfig
 from certs.credential import Credential
+from certs.descriptors import quiet_when_scarce
 from certs.errors import ConfigError, CredentialError
 from certs.files import Signature, signature_of
 from certs.gridmap import Gridmap
@@ -108,6 +109,7 @@ class SftpServer:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_exception_handler(quiet_when_scarce("sftp_accept_failed"))
         lobby = Lobby(self._settings)
         key_seen = signature_of(self._credential.key)
         acceptor = await self._listen(lobby)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import asyncssh
 
+from certs.descriptors import Tally
 from certs.dn import DN
 from certs.errors import PermitError, TrustError
 from certs.gridmap import Gridmap
@@ -19,6 +19,7 @@ from certs.permit import Permit, verify
 from certs.policy import effective_actor
 from certs.sshpeers import SshPeers
 from certs.tls import peer_of_chain
+from certs.waiting import WaitingRoom
 from storage_provider.errors import Denied
 from storage_provider.service import StorageService
 from storage_provider.sftp.server_extras import Claims
@@ -100,30 +101,37 @@ class Lobby:
 
     def __init__(self, settings: SftpSettings) -> None:
         self._settings = settings
-        self._addresses: Counter[str] = Counter()
+        self._refused = Tally("sftp_refused")
+        self._waiting = WaitingRoom[Login](
+            most=settings.waiting, per_address=settings.waiting_per_address, drop=self._crowded_out
+        )
         self.logins: set[Login] = set()
 
     def enter(self, login: Login) -> bool:
-        """Let a connection in, or not: too many in all, of its address, or that have not logged in."""
-        waiting = sum(not each.admitted for each in self.logins)
-        limits = self._settings
-        if (
-            len(self.logins) >= limits.connections
-            or waiting >= limits.waiting
-            or self._addresses[login.address] >= limits.per_address
-        ):
+        """Let a connection begin its login, or not: too many of its address do."""
+        if not self._waiting.enter(login, login.address):
+            self._refused.note("too many connections before their login", login.address)
             return False
         self.logins.add(login)
-        self._addresses[login.address] += 1
+        return True
+
+    def admit(self, login: Login) -> bool:
+        """Count a connection as logged in; says whether there may be one more in all, and of its address."""
+        there = [each.address for each in self.logins if each.admitted]
+        if len(there) >= self._settings.connections or there.count(login.address) >= self._settings.per_address:
+            self._refused.note("too many connections", login.address)
+            return False
+        self._waiting.leave(login)
         return True
 
     def leave(self, login: Login) -> None:
         """Note that a connection has ended."""
-        if login in self.logins:
-            self.logins.discard(login)
-            self._addresses[login.address] -= 1
-            if not self._addresses[login.address]:
-                del self._addresses[login.address]
+        self._waiting.leave(login)
+        self.logins.discard(login)
+
+    def _crowded_out(self, login: Login) -> None:
+        self._refused.note("newcomers took its place", login.address)
+        login.abort()
 
     def sweep(self, *, judge: Callable[[Login], None]) -> None:
         """End connections that idle, and look again at who the others are."""
@@ -158,7 +166,6 @@ class Login(asyncssh.SSHServer):
         self._connection = conn
         self.address = str((conn.get_extra_info("peername") or ("",))[0])
         if not self._lobby.enter(self):
-            log.warning("sftp_refused", reason="too many connections", address=self.address)
             conn.abort()
             return
         tune(conn, pause=self._pause, resume=self._resume)
@@ -196,7 +203,10 @@ class Login(asyncssh.SSHServer):
         return True
 
     def auth_completed(self) -> None:
-        """Note the login."""
+        """Note the login, as far as there is room."""
+        if not self._lobby.admit(self):
+            self.end("too many connections")
+            return
         self.admitted = True
         self.touch()
         try:
@@ -249,6 +259,11 @@ class Login(asyncssh.SSHServer):
         if self._connection is not None:
             log.info("sftp_ended", reason=reason, address=self.address)
             self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
+            self.abort()
+
+    def abort(self) -> None:
+        """Cut the connection without a word."""
+        if self._connection is not None:
             self._connection.abort()
 
     def end_if_refused(self) -> None:

@@ -21,12 +21,13 @@ class SftpSettings:
     grace_seconds: float = 20.0
     idle_seconds: float = 300.0
     connections: int = 200
-    waiting: int = 40
+    waiting: int = 100
+    waiting_per_address: int = 10
     per_address: int = 60
     open_files: int = 128
     disk_threads: int = 8
 
     def __post_init__(self) -> None:
-        counts = (self.connections, self.waiting, self.per_address, self.open_files, self.disk_threads)
-        if min(counts) < 1 or min(self.grace_seconds, self.idle_seconds) <= 0:
+        bounds = (self.connections, self.waiting, self.waiting_per_address, self.per_address)
+        if min(*bounds, self.open_files, self.disk_threads) < 1 or min(self.grace_seconds, self.idle_seconds) <= 0:
             raise ValueError("limits of the SFTP server must be positive")

@@ -6,12 +6,13 @@ import contextlib
 import socket
 import threading
 import time
-from collections import Counter
 
+from certs.descriptors import Tally
 from certs.dn import DN
 from certs.gridmap import Gridmap
 from certs.log import get_log
 from certs.tls import ReloadingContext
+from certs.waiting import WaitingRoom
 from storage_provider.gridftp.server.control import Control
 from storage_provider.gridftp.server.session import Session, Shared
 from storage_provider.gridftp.settings import GsiftpSettings
@@ -36,6 +37,11 @@ class GsiftpServer:
         self._settings = settings
         self._lock = threading.Lock()
         self._guests: set[_Guest] = set()
+        self._waiting = WaitingRoom[_Guest](
+            most=settings.waiting, per_address=settings.waiting_per_address, drop=_Guest.cut
+        )
+        self._refused = Tally("gsiftp_refused")
+        self._scarce = Tally("gsiftp_accept_failed")
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
         self.address: tuple[str, int] = (settings.host, settings.port)
@@ -80,19 +86,19 @@ class GsiftpServer:
                 sock, peer = listener.accept()
             except OSError as error:
                 if self._listener is not None:
-                    log.error("gsiftp_accept_failed", reason=error.strerror)
+                    self._scarce.note(str(error.strerror))
                     time.sleep(0.1)  # out of descriptors: sessions that end will give some back
                 continue
             self._welcome(sock, str(peer[0]))
 
     def _welcome(self, sock: socket.socket, address: str) -> None:
-        guest = _Guest(self, sock, address)
+        guest = _Guest(self, sock)
         with self._lock:
-            waiting = sum(each.dn is None and each.address == address for each in self._guests)
-            full = len(self._guests) >= self._settings.sessions or waiting >= self._settings.sessions_per_peer
-            if not full:
+            welcome = self._waiting.enter(guest, address)
+            if welcome:
                 self._guests.add(guest)
-        if full:
+        if not welcome:
+            self._refused.note("too many sessions before their login", address)
             _turn_away(sock)
             return
         try:
@@ -118,14 +124,16 @@ class GsiftpServer:
     def forget(self, guest: _Guest) -> None:
         """Count a session out."""
         with self._lock:
+            self._waiting.leave(guest)
             self._guests.discard(guest)
 
     def admit(self, guest: _Guest, dn: DN) -> bool:
-        """Count a session as a party's; says whether it may have so many."""
+        """Count a session as a party's; says whether there may be so many, in all and of the party."""
         with self._lock:
-            counted = Counter(each.dn for each in self._guests)
-            if counted[dn] >= self._settings.sessions_per_peer:
+            there = [each.dn for each in self._guests if each.dn is not None]
+            if len(there) >= self._settings.sessions or there.count(dn) >= self._settings.sessions_per_peer:
                 return False
+            self._waiting.leave(guest)
             guest.dn = dn
             return True
 
@@ -135,11 +143,10 @@ class GsiftpServer:
 
 
 class _Guest:
-    """One session as the server counts it; by address until its party is known."""
+    """One session as the server counts it; without a DN until its party is known."""
 
-    def __init__(self, server: GsiftpServer, sock: socket.socket, address: str) -> None:
+    def __init__(self, server: GsiftpServer, sock: socket.socket) -> None:
         self.sock = sock
-        self.address = address
         self.dn: DN | None = None
         self._server = server
         self.thread = threading.Thread(target=server.serve, args=(self,), name="gsiftp-session", daemon=True)
@@ -156,6 +163,6 @@ class _Guest:
 
 def _turn_away(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        sock.settimeout(1.0)
-        sock.sendall(b"421 faulty: too many sessions\r\n")
+        sock.setblocking(False)  # the one thread that accepts waits for nobody
+        sock.send(b"421 faulty: too many sessions\r\n")
     sock.close()

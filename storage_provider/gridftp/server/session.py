@@ -35,7 +35,8 @@ from storage_provider.tree import Tree
 
 log = get_log()
 
-LOGIN_SECONDS = 30.0
+# A login is AUTH, some ADAT, USER and PASS; what a client asks for before may come on top
+LOGIN_COMMANDS = 20
 _GREETING = "dgis GridFTP server ready"
 
 
@@ -129,15 +130,18 @@ class Session:
 
     def _enter(self) -> Entrant:
         login = Login(self.control, self._shared.tls, delegation=self._shared.delegation)
-        deadline = time.monotonic() + min(LOGIN_SECONDS, self.settings.idle_seconds)
-        while login.entrant is None:
+        deadline = time.monotonic() + min(self.settings.grace_seconds, self.settings.idle_seconds)
+        for _ in range(LOGIN_COMMANDS):
             try:
                 command = parse_command(self.control.next_line(deadline - time.monotonic()))
                 if not self._always(command):
                     login.handle(command)
             except CommandError as error:
                 self.control.reply(error.code, error.text)
-        return login.entrant
+            if login.entrant is not None:
+                return login.entrant
+        self.control.reply(421, "faulty: too many commands before the login")
+        raise SessionOver("refused")
 
     def _begin(self, entrant: Entrant) -> None:
         trust = self._shared.tls.trust

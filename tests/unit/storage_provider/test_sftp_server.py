@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -422,26 +422,69 @@ def test_a_login_takes_only_so_long(site: SiteHome, tmp_path: Path) -> None:
                 assert ended(raw)
 
 
-def test_strangers_do_not_crowd_out_the_known(site: SiteHome, tmp_path: Path) -> None:
-    limits = SftpSettings(waiting=3, per_address=5, connections=6)
-    with sftpd(site, tmp_path, settings=limits, clients=(site.gateway(),)) as served:
-        strangers = [socket.create_connection(served.address, 5) for _ in range(3)]
-        for stranger in strangers:
-            assert stranger.recv(100).startswith(b"SSH-2.0-")
-        with socket.create_connection(served.address, 5) as fourth:
-            assert ended(fourth)
-        for stranger in strangers:
-            stranger.close()
-        with client(served), client(served):
-            pass
-        with socket.create_connection(served.address, 5) as again:
-            assert again.recv(100).startswith(b"SSH-2.0-")
+def stranger(served: Sftpd, address: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection(served.address, 5, source_address=(address, 0))
+
+
+def greeted(raw: socket.socket) -> bool:
+    return raw.recv(100).startswith(b"SSH-2.0-")
+
+
+def test_silent_strangers_of_one_address_crowd_out_nobody(site: SiteHome, tmp_path: Path) -> None:
+    limits = SftpSettings(waiting=20, waiting_per_address=3, per_address=1, connections=2)
+    with sftpd(site, tmp_path, settings=limits, clients=(site.gateway(),)) as served, ExitStack() as stack:
+        crowd = [stack.enter_context(stranger(served, "127.0.0.2")) for _ in range(3)]
+        assert all(greeted(each) for each in crowd)
+        for _ in range(5):
+            with stranger(served, "127.0.0.2") as newest:
+                assert ended(newest)
+        with client(served):  # strangers take no place of those who are logged in
+            for each in crowd:
+                each.settimeout(0.05)
+                with pytest.raises(TimeoutError):
+                    each.recv(1)
+        for each in crowd:
+            each.close()
+        until(lambda: _greets(served, "127.0.0.2"))
+
+
+def _greets(served: Sftpd, address: str) -> bool:
+    try:
+        with stranger(served, address) as raw:
+            return greeted(raw)
+    except OSError:
+        return False
+
+
+def test_many_silent_addresses_lose_the_oldest(site: SiteHome, tmp_path: Path) -> None:
+    limits = SftpSettings(waiting=4, waiting_per_address=2)
+    with sftpd(site, tmp_path, settings=limits, clients=(site.gateway(),)) as served, ExitStack() as stack:
+        crowd = []
+        for n in range(4):
+            crowd.append(stack.enter_context(stranger(served, f"127.0.0.{2 + n // 2}")))
+            assert greeted(crowd[-1])
+        with client(served):
+            assert ended(crowd[0])
+        with stranger(served) as newcomer:
+            assert greeted(newcomer)
+
+
+def test_eight_logins_of_one_address_at_once(site: SiteHome, tmp_path: Path) -> None:
+    with sftpd(site, tmp_path, clients=(site.gateway(),)) as served, ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: _comes_in(served), range(16)))
 
 
 def test_an_address_has_only_so_many_connections(site: SiteHome, tmp_path: Path) -> None:
     with sftpd(site, tmp_path, settings=SftpSettings(per_address=2), clients=(site.gateway(),)) as served:
-        with client(served), client(served), socket.create_connection(served.address, 5) as third:
-            assert ended(third)
+        with client(served), client(served):
+            assert not _comes_in(served)
+        until(lambda: _comes_in(served))
+
+
+def test_there_are_only_so_many_connections(site: SiteHome, tmp_path: Path) -> None:
+    with sftpd(site, tmp_path, settings=SftpSettings(connections=1), clients=(site.gateway(),)) as served:
+        with client(served):
+            assert not _comes_in(served)
         until(lambda: _comes_in(served))
 
 

@@ -11,6 +11,7 @@ import ssl
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -667,9 +668,8 @@ def test_idle_sessions_and_silent_transfers_end(site: SiteHome, tmp_path: Path) 
 
 
 def test_sessions_are_limited_in_all_and_per_party(site: SiteHome, tmp_path: Path) -> None:
-    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(sessions=4, sessions_per_peer=2)) as door:
+    with serving(site.storage(), tmp_path / "se1", GsiftpSettings(sessions=3, sessions_per_peer=2)) as door:
         with Raw(door.address) as one, Raw(door.address) as two:
-            assert Raw(door.address).greeting.code == 421  # too many from one address that have not said who they are
             one.login(site.gateway())
             two.login(site.gateway())
             with Raw(door.address) as three, pytest.raises(AssertionError, match="421"):
@@ -677,11 +677,78 @@ def test_sessions_are_limited_in_all_and_per_party(site: SiteHome, tmp_path: Pat
             assert settled(left=2)
             with Raw(door.address) as other, Raw(door.address) as fourth:
                 other.login(site.operator())
-                assert fourth.greeting.code == 220
-                assert Raw(door.address).greeting.code == 421
+                assert fourth.greeting.code == 220  # those before their login take no place of the others
+                with pytest.raises(AssertionError, match="421"):
+                    fourth.login(site.operator())
         assert settled()
         with Raw(door.address) as later:
             later.login(site.gateway())
+
+
+def stranger(door: OwnServer, address: str) -> socket.socket:
+    return socket.create_connection(door.address, 5, source_address=(address, 0))
+
+
+def said(raw: socket.socket, seconds: float = 5.0) -> bytes:
+    """What comes next; b"" at the end, or when nothing comes in time."""
+    raw.settimeout(seconds)
+    try:
+        return raw.recv(4096)
+    except TimeoutError:
+        return b"silence"
+    except OSError:
+        return b""
+
+
+def test_silent_strangers_of_one_address_crowd_out_nobody(site: SiteHome, tmp_path: Path) -> None:
+    limits = GsiftpSettings(sessions=1, waiting=20, waiting_per_address=3)
+    with serving(site.storage(), tmp_path / "se1", limits) as door, ExitStack() as stack:
+        crowd = [stack.enter_context(stranger(door, "127.0.0.2")) for _ in range(3)]
+        assert all(said(each).startswith(b"220 ") for each in crowd)
+        for _ in range(5):
+            with stranger(door, "127.0.0.2") as newest:
+                assert said(newest).startswith(b"421 ") and said(newest) == b""
+        with Raw(door.address) as client:
+            client.login(site.gateway())
+            assert all(said(each, 0.05) == b"silence" for each in crowd)
+
+
+def test_many_silent_addresses_lose_the_oldest(site: SiteHome, tmp_path: Path) -> None:
+    limits = GsiftpSettings(waiting=4, waiting_per_address=2)
+    with serving(site.storage(), tmp_path / "se1", limits) as door, ExitStack() as stack:
+        crowd = []
+        for n in range(4):
+            crowd.append(stack.enter_context(stranger(door, f"127.0.0.{2 + n // 2}")))
+            assert said(crowd[-1]).startswith(b"220 ")
+        with Raw(door.address) as client:
+            client.login(site.gateway())
+            assert said(crowd[0]) == b"" and all(said(each, 0.05) == b"silence" for each in crowd[1:])
+
+
+def test_a_login_takes_only_so_long(site: SiteHome, tmp_path: Path) -> None:
+    settings = GsiftpSettings(grace_seconds=0.5)
+    with (
+        serving(site.storage(), tmp_path / "se1", settings) as door,
+        Raw(door.address) as slow,
+        Raw(door.address) as client,
+    ):
+        client.login(site.gateway())
+        for _ in range(3):
+            slow.must("NOOP", 200)
+        check(slow.reply(), 421)
+        time.sleep(0.6)
+        client.must("NOOP", 200)
+
+
+@pytest.mark.parametrize("command", ["NOOP", "AUTH GSSAPI", "STOR x"])
+def test_before_the_login_only_so_many_commands_are_answered(door: OwnServer, command: str) -> None:
+    with Raw(door.address) as client:
+        client.send(*[command] * 500)
+        codes = []
+        with pytest.raises(ConnectionError):
+            for _ in range(501):
+                codes.append(client.reply().code)
+        assert len(codes) == 21 and codes[-1] == 421 and 421 not in codes[:-1]
 
 
 def test_ports_and_the_address_to_tell(site: SiteHome, tmp_path: Path) -> None:
