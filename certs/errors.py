@@ -60,6 +60,10 @@ class Unanswered(ServiceError):
         super().__init__(message, service=service, permanent=False)
 
 
+class ServerRefused(Unanswered):
+    """We refuse the server's certificate (revoked, expired, another name, no current CRL): what it says counts not."""
+
+
 class Answered(ServiceError):
     """The service answered and said no; the fields are those of its RFC 9457 problem."""
 
