@@ -23,6 +23,18 @@ def operator_identity(paths: Paths) -> IdentityConfig:
     return IdentityConfig(cert=credential.cert, key=credential.key, trust=paths.trust, gridmap=paths.gridmap)
 
 
+def _element(ports: Mapping[str, int], name: str) -> StorageElement:
+    return StorageElement(name=name, site=localgrid.SITE, doors=localgrid.doors(ports, name), state="active")
+
+
+def _clear_moved(client: CatalogClient, options: GridOptions, ports: Mapping[str, int]) -> None:
+    """Take yesterday's doors from elements whose port another one has today: the catalog wants a door to be one's."""
+    today = {door: name for name in options.provider_names for door in localgrid.doors(ports, name)}
+    for element in client.storage_elements():
+        if any(today.get(door, element.name) != element.name for door in element.doors):
+            client.put_storage_element(element.model_copy(update={"doors": ()}))
+
+
 class Probe:
     """Wait for services until ``deadline`` (monotonic seconds); ``given_up`` says why waiting is in vain."""
 
@@ -46,9 +58,9 @@ class Probe:
         client = CatalogClient(self._session, localgrid.service_url(ports["catalog"]))
         try:
             client.put_site(Site(name=localgrid.SITE, title="This machine"))
+            _clear_moved(client, options, ports)
             for name in options.provider_names:
-                doors = localgrid.doors(ports, name)
-                client.put_storage_element(StorageElement(name=name, site=localgrid.SITE, doors=doors, state="active"))
+                client.put_storage_element(_element(ports, name))
         except CatalogError as error:
             raise GridHomeError(f"the catalog did not take the storage elements: {error}") from error
 
