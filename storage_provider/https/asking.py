@@ -11,9 +11,9 @@ from typing import TypeVar
 import requests
 from pydantic import BaseModel, ValidationError
 
-from certs.errors import Answered, Unanswered
+from certs.errors import Answered, ServerRefused, Unanswered
 from certs.https.session import GridSession, Params
-from storage_provider.errors import Faulty, Unreachable
+from storage_provider.errors import Denied, Faulty, Unreachable
 from storage_provider.https.problems import from_answer, from_silence
 from storage_provider.timeouts import Timeouts
 from storage_provider.wire import PERMIT_HEADER
@@ -61,6 +61,10 @@ class Asker:
                 read_timeout=ask.patience or self.timeouts.answer,
             ) as response:
                 yield response
+        except ServerRefused as error:
+            refused = Denied(str(error), door=self.door, key=ask.key)
+            refused.permanent = False  # a renewed certificate or a fresh CRL changes it
+            raise refused from error
         except Unanswered as error:
             raise from_silence(error, door=self.door, key=ask.key) from error
         except Answered as error:

@@ -26,6 +26,8 @@ _MOST_STEPS = 20
 _DRIP = 6
 # A door that takes longer to accept a connection is not there; the next one is asked meanwhile
 _CONNECT_SECONDS = 3.0
+# The server's certificate is judged again this often while a session is in use
+_JUDGE_SECONDS = 1.0
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -37,7 +39,7 @@ class Control:
     """
 
     def __init__(self, door: Door, tls: ReloadingContext, timeouts: Timeouts) -> None:
-        """Connect and log in. Raises Unreachable (also when the server's certificate is refused) or Denied."""
+        """Connect and log in. Raises Unreachable, or Denied (either side refuses the other's certificate)."""
         self.door = door
         self.timeouts = timeouts
         self._tls = tls
@@ -46,6 +48,8 @@ class Control:
         self._gss: Gss | None = None
         self.broken = False
         self.owed = 0
+        self._judged_at = time.monotonic()
+        self._refusal: str | None = None
         self._sock = self._connected()
         try:
             self.chain = self._login()
@@ -110,7 +114,8 @@ class Control:
         return reply
 
     def ready(self) -> bool:
-        """Tell whether a reply can be had without waiting."""
+        """Tell whether a reply can be had without waiting; raises Denied when the server is refused by now."""
+        self.judge_again()
         while not self._waiting and _readable(self._sock):
             self._receive(0.0)
         return bool(self._waiting)
@@ -124,6 +129,26 @@ class Control:
         trust = self._tls.trust
         trust.reload_if_changed()
         return trust.refusal(self.chain) is None
+
+    def judge_again(self, *, now: bool = False) -> None:
+        """Raise Denied, once and from then on, when the server's certificate is refused by now.
+
+        Cheap when it was judged within a second, unless `now` is what is asked.
+        """
+        moment = time.monotonic()
+        if self._refusal is None and (now or moment - self._judged_at >= _JUDGE_SECONDS):
+            self._judged_at = moment
+            self._tls.trust.reload_if_changed()
+            self._refusal = self._tls.trust.refusal(self.chain)
+        if self._refusal is not None:
+            raise self.refused(self._refusal)
+
+    def refused(self, why: str) -> Denied:
+        """Make the error that ends a connection to a server whose certificate we refuse."""
+        self.broken = True
+        error = Denied(f"the server's certificate is refused: {why}", door=self.door.url)
+        error.permanent = False  # a renewed certificate or a fresh CRL changes it
+        return error
 
     def lost(self, why: str) -> Unreachable:
         """Make the error that ends this connection."""
@@ -211,6 +236,8 @@ class Control:
             if error.alert:
                 with contextlib.suppress(StorageError):
                     self._send(b"ADAT " + base64.b64encode(error.alert) + b"\r\n")
+            if isinstance(error.cause, ssl.SSLCertVerificationError):
+                raise self.refused(describe(error.cause)) from error
             why = describe(error.cause) if isinstance(error.cause, ssl.SSLError) else str(error)
             raise self.lost(f"the server is not who it should be: {why}") from error
 
@@ -224,11 +251,11 @@ class Control:
     def _judged(self, gss: Gss) -> VerifiedChain:
         try:
             chain = chain_of(gss.tls)
-        except TrustError as error:
-            raise self.lost(f"the server's certificate is refused: {error}") from error
+        except TrustError as error:  # not a certificate that we refuse: none that can be judged
+            raise self.lost(f"the security exchange proves nothing: {error}") from error
         refusal = self._tls.trust.refusal(chain)
         if refusal is not None:
-            raise self.lost(f"the server's certificate is refused: {refusal}")
+            raise self.refused(refusal)
         return chain
 
     def _plain(self) -> Reply:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 
 from storage_provider.channel import Got, Want
-from storage_provider.errors import Faulty, LocalFault, Refused, StorageError, Unreachable
+from storage_provider.errors import Denied, Faulty, LocalFault, Refused, StorageError, Unreachable
 from storage_provider.gridftp.client.hearing import Hearing
 from storage_provider.gridftp.client.link import accept
 from storage_provider.gridftp.client.reading import Asked, asked_of, mode_e, mode_s
@@ -83,13 +83,16 @@ class Getting:
             self._tried_anew = True
             self._give_up()
             return self._begun(number)
+        except Denied:
+            if self._session is not None and self._session.control.broken:
+                self._give_up()  # it is the server that is refused
+            raise
 
     def _begun(self, number: int) -> Hearing:
         if self._sent and self._sent[0] < number:
             self._give_up()  # somebody skipped a transfer that is already under way
         session = self._at_hand()
-        if not session.control.still_trusted():
-            raise session.control.lost("the server's certificate is refused by now")
+        session.control.judge_again(now=True)
         if not self._sent:
             session.acting(self._wants[number].acting_for)
         span = self._span(session, number)

@@ -74,7 +74,7 @@ class Link:
     """A data connection; `shake` must be called once before bytes move.
 
     TLS goes through memory buffers: from a socket `ssl` reads one record of 16 KiB by two system calls, from a buffer
-    that one large read has filled it is twice as fast; so is writing.
+    that one large read has filled it is twice as fast; so is writing. While bytes move, the server is judged again.
     """
 
     def __init__(self, sock: socket.socket, tls: DataTls, side: Side, control: Control, *, up: bool) -> None:
@@ -161,6 +161,7 @@ class Link:
             count = self._sock.recv_into(self._raw)
         except BlockingIOError:
             return False
+        self._control.judge_again()
         self._stalled = None
         if count:
             self._incoming.write(self._raw[:count])
@@ -173,6 +174,7 @@ class Link:
         left = memoryview(self._outgoing.read())
         while left:
             try:
+                self._control.judge_again()
                 left = left[self._sock.send(left) :]
                 self._stalled = None
             except BlockingIOError:

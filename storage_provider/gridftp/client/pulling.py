@@ -27,6 +27,8 @@ from storage_provider.gridftp.markers import format_spans
 from storage_provider.ranges import Ranges
 from storage_provider.wire import SINGLE_PUT_BYTES
 
+# Both servers' certificates are judged again this often
+_JUDGE_SECONDS = 1.0
 # How long the other end may take to say why, when one end only saw the connection break
 _REASON_SECONDS = 1.0
 # Sources whose sessions are kept
@@ -236,13 +238,24 @@ class _Both:
         ends = [(self._sender, self._out), (self._target, self._in)]
         waiting = [session.control for session, hearing in ends if not hearing.ended]
         until = time.monotonic() + seconds
-        if any(control.ready() for control in waiting):
-            return
         poll = select.poll()
         for control in waiting:
             poll.register(control, select.POLLIN)
-        if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            raise Unreachable(f"the copy made no progress within {seconds:.0f} s", door=self._target.door.url)
+        while True:
+            self._judge_again()
+            left = until - time.monotonic()
+            if any(control.ready() for control in waiting) or poll.poll(max(0.0, min(left, _JUDGE_SECONDS)) * 1000):
+                return
+            if left <= 0:
+                raise Unreachable(f"the copy made no progress within {seconds:.0f} s", door=self._target.door.url)
+
+    def _judge_again(self) -> None:
+        """Raise Denied when we refuse the target by now, SourceFault when it is the source."""
+        self._target.control.judge_again()
+        try:
+            self._sender.control.judge_again()
+        except StorageError as error:
+            raise SourceFault(error) from error
 
 
 def _gsiftp(doors: Sequence[str]) -> list[Door]:
