@@ -196,7 +196,10 @@ class Store:
 
 
 class Incoming:
-    """One object on its way in; not thread-safe. Ends with commit or abort; after an error it is aborted already."""
+    """One object on its way in. Ends with commit or abort; after an error it is aborted already.
+
+    Thread-safe: the abort of a request that was given up waits for the thread that still writes to the descriptor.
+    """
 
     def __init__(self, store: Store, *, key: str, sha256: str, size: int, path: Path, fd: int) -> None:
         self._store = store
@@ -205,6 +208,7 @@ class Incoming:
         self._size = size
         self._path = path
         self._fd = fd
+        self._lock = threading.RLock()
         self._written = 0
         self._digest = hashlib.sha256()
 
@@ -214,7 +218,12 @@ class Incoming:
         return self._path
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes; Refused when there are more than announced."""
+        """Append bytes; Refused when there are more than announced, or after the end."""
+        with self._lock:
+            self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._refuse_ended()
         try:
             if self._written + len(data) > self._size:
                 raise Refused("more bytes than announced", key=self._key)
@@ -228,6 +237,11 @@ class Incoming:
 
     def commit(self) -> tuple[Stored, bool]:
         """Verify, sync and rename: (what is there, whether it is new). Corrupt when the digest is not the key's."""
+        with self._lock:
+            return self._commit()
+
+    def _commit(self) -> tuple[Stored, bool]:
+        self._refuse_ended()
         try:
             if self._written != self._size:
                 raise Refused("fewer bytes than announced", key=self._key)
@@ -248,10 +262,15 @@ class Incoming:
 
     def abort(self) -> None:
         """Throw the staged bytes away and give the room back; harmless when ended already."""
-        if self._fd >= 0:
-            self._shut()
-            self._path.unlink(missing_ok=True)
-            self._store.ledger.release(self._size)
+        with self._lock:
+            if self._fd >= 0:
+                self._shut()
+                self._path.unlink(missing_ok=True)
+                self._store.ledger.release(self._size)
+
+    def _refuse_ended(self) -> None:
+        if self._fd < 0:
+            raise Refused("this transfer was ended", key=self._key)
 
     def _shut(self) -> None:
         os.close(self._fd)

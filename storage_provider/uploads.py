@@ -307,7 +307,7 @@ class Uploads:
 
 
 class RangeWriter:
-    """One range on its way into an upload; not thread-safe."""
+    """One range on its way into an upload; thread-safe: a request that was given up closes it while a thread writes."""
 
     def __init__(
         self,
@@ -326,11 +326,18 @@ class RangeWriter:
         self._start, self._stop = span
         self._known = known
         self._fd = fd
+        self._lock = threading.Lock()
         self._front = front
         self._reached = self._start
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write the next bytes; Conflict when they differ from what came for the same place before."""
+        """Write the next bytes; Conflict when they differ from those that came before, or after `close`."""
+        with self._lock:
+            self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        if self._fd < 0:
+            raise Conflict("this range was ended")
         view = memoryview(data)
         end = self._reached + len(view)
         if end > self._stop:
@@ -348,6 +355,12 @@ class RangeWriter:
 
     def close(self) -> Upload:
         """Sync what came, even when the range is not whole, and journal it; the upload's new state."""
+        with self._lock:
+            return self._close()
+
+    def _close(self) -> Upload:
+        if self._fd < 0:
+            raise Conflict("this range was ended")
         try:
             with disk_errors(""):
                 os.fdatasync(self._fd)
@@ -355,7 +368,8 @@ class RangeWriter:
             self._reached = self._start
             raise
         finally:
-            os.close(self._fd)
+            fd, self._fd = self._fd, -1
+            os.close(fd)
             span = (self._start, self._reached, self._stop)
             upload = self._uploads.land(self._ident, self._owner, *span, front=self._front)
         return upload

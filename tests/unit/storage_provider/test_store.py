@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import random
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from storage_provider.channel import Stored
 from storage_provider.checksum import CHUNK_BYTES, digests_of
 from storage_provider.errors import Busy, Conflict, Corrupt, LocalFault, NoSpace, NotFound, Refused
 from storage_provider.keys import object_key
-from storage_provider.store import Store
+from storage_provider.store import Incoming, Store
 from storage_provider.uploads import EXPIRY_SECONDS, Uploads
 from tests.conformance.memory_channel import spec_of
 
@@ -408,3 +410,35 @@ def test_a_range_known_before_cannot_change_what_the_digest_carried_on(tmp_path:
     again.close()
     assert uploads.commit(ident, ME).sha256 == spec.sha256
     assert store.checksum(spec.key)[0] == spec.sha256
+
+
+@pytest.mark.parametrize("way", ["object", "range"])
+def test_a_descriptor_is_closed_when_nobody_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Who gives a request up ends its transfer while a disk thread writes: the number may be another file's soon."""
+    store = Store(tmp_path)
+    uploads, spec = Uploads(store), spec_of(DATA)
+    ident, _ = uploads.begin(spec, ME)
+    writer = store.begin(spec.key, len(DATA)) if way == "object" else uploads.open_range(ident, ME, 0, len(DATA))
+    inside = threading.Event()
+    order: list[str] = []
+    plain = disk.write_at
+
+    def slow(fd: int, data: bytes, offset: int) -> None:
+        inside.set()
+        time.sleep(0.2)
+        plain(fd, data, offset)
+        order.append("written")
+
+    for room in ("store", "uploads"):
+        monkeypatch.setattr(f"storage_provider.{room}.write_at", slow)
+    thread = threading.Thread(target=writer.write, args=(DATA,))
+    thread.start()
+    assert inside.wait(10)
+    (writer.abort if isinstance(writer, Incoming) else writer.close)()
+    order.append("ended")
+    thread.join(10)
+    assert order == ["written", "ended"]
+    with pytest.raises((Refused, Conflict)):
+        writer.write(b"")
