@@ -1,7 +1,8 @@
 """Keeping an sshd's files in step with certificates and CRLs: who may log in, and which keys are revoked.
 
 OpenSSH reads both files at every login, so what is written here holds from the next one on. Each line also ends with
-the CRL it was judged by: when nobody syncs any more, nobody gets in any more.
+the CRL it was judged by: when nobody syncs any more, nobody gets in any more. A trust directory that stays away longer
+than a moment leaves authorized_keys empty.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,9 @@ _NEVER = datetime.fromtimestamp(0, UTC)
 # Files overwritten in place do not touch their directory's time: look at each of them this often (seconds)
 _DEEP_LOOK = 5.0
 _MOST_JUDGED = 256
+# A directory that is swapped for another is not there for a moment; one that stays away must not be believed (seconds)
+GRACE_SECONDS = 60.0
+_GONE = "nobody is trusted: the trust directory holds no CA certificate any more; its operator must put it back"
 
 log = get_log()
 
@@ -109,10 +112,17 @@ class _Anchors:
 
 
 class Trust:
-    """A trust directory that follows its changes; without any CA certificate the last version stays."""
+    """A trust directory that follows its changes.
 
-    def __init__(self, directory: Path) -> None:
+    Without any CA certificate (it was renamed away, say) the last version stays for `grace` seconds, in which another
+    may take its place; from then on everybody is refused until there is one.
+    """
+
+    def __init__(self, directory: Path, *, grace: float = GRACE_SECONDS) -> None:
         """Read the directory. Raises TrustError when it holds no CA certificate."""
+        self._grace = grace
+        self._lost_at: float | None = None
+        self._closed = False
         self._directory = directory
         self._lock = threading.Lock()
         self._seen = signature_of(directory)
@@ -136,11 +146,14 @@ class Trust:
         return self._now.files
 
     def crl_expiry(self) -> datetime:
-        """Return when the first CRL runs out (UTC); 1970 when a CA has none."""
-        return min(self._now.expiry.get(ca.subject.public_bytes(), _NEVER) for ca in self._now.cas)
+        """Return when the first CRL runs out (UTC); 1970 when a CA has none, or there is no CA any more."""
+        ends = (self._now.expiry.get(ca.subject.public_bytes(), _NEVER) for ca in self._now.cas)
+        return min(ends, default=_NEVER)
 
     def problems(self, *, now: datetime | None = None) -> tuple[str, ...]:
-        """Return what makes us refuse peers right now: CAs whose CRL is missing or stale."""
+        """Return what makes us refuse peers right now: CAs whose CRL is missing or stale, or that there is no CA."""
+        if self._closed:
+            return (_GONE,)
         moment = now or datetime.now(UTC)
         found = []
         for ca in self._now.cas:
@@ -154,8 +167,10 @@ class Trust:
     def refusal(self, chain: VerifiedChain, *, now: datetime | None = None) -> str | None:
         """Say why a chain that OpenSSL verified is refused by now, or None.
 
-        Revoked, expired, CRL missing or stale, or a name outside its CA's signing policy.
+        Revoked, expired, CRL missing or stale, a name outside its CA's signing policy, or no CA any more.
         """
+        if self._closed:
+            return _GONE
         moment = now or datetime.now(UTC)
         current = self._now
         subject = str(chain.dn)
@@ -186,6 +201,8 @@ class Trust:
         Raises TrustError with one sentence per finding.
         """
         self.reload_if_changed()
+        if self._closed:
+            raise TrustError((_GONE,))
         mark = hashlib.sha256(chain_pem).digest()
         known = self._judged.get(mark)
         if known is not None and self.refusal(known) is None:
@@ -203,19 +220,37 @@ class Trust:
         """Read the directory again when it changed; costs one stat otherwise. Says whether there is a new version."""
         seen = signature_of(self._directory)
         if seen == self._seen and seen is not None and not self._deep_changed():
-            return False
+            if self._lost_at is None:
+                return False
+            with self._lock:
+                return self._closed_now()
         with self._lock:
             try:
                 fresh = _read(self._directory)
             except TrustError as error:
-                if seen != self._seen:
-                    log.error("trust_kept", reason=str(error))
                 self._seen = seen
-                return False
+                return self._lost(error)
             self._seen, self._deep = seen, _deep_signature(self._directory)
             self._now, self._judged = fresh, {}
+            self._lost_at, self._closed = None, False
             self.generation += 1
             return True
+
+    def _lost(self, error: TrustError) -> bool:
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            log.error("trust_kept", reason=str(error), seconds=self._grace)
+        return self._closed_now()
+
+    def _closed_now(self) -> bool:
+        """Trust nobody once the grace is over; says whether that is new. What is known to be revoked stays so."""
+        if self._closed or self._lost_at is None or time.monotonic() - self._lost_at < self._grace:
+            return False
+        self._now = replace(self._now, cas=(), files=(), expiry={}, policies={}, store=_assemble({}, {}, {}).store)
+        self._judged, self._closed = {}, True
+        self.generation += 1
+        log.error("trust_lost", reason=_GONE, directory=str(self._directory))
+        return True
 
     def _deep_changed(self) -> bool:
         now = time.monotonic()

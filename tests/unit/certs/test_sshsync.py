@@ -49,6 +49,33 @@ def run(*args: str | Path, code: int = 0) -> str:
     return result.output
 
 
+def test_without_a_trust_directory_nobody_gets_in(fresh_site: SiteHome, tmp_path: Path) -> None:
+    gateway, lost = fresh_site.gateway(), fresh_site.host("lost")
+    peers = SshPeers(folder_of(tmp_path, gateway, lost), Trust(fresh_site.trust, grace=0.3))
+    fresh_site.revoke(lost)
+    targets = Targets(tmp_path / "authorized", tmp_path / "revoked")
+    stop, heard = threading.Event(), threading.Event()
+
+    def told(outcome: Synced) -> None:
+        if not outcome.admitted:
+            heard.set()
+
+    thread = threading.Thread(target=watch, args=(peers, targets), kwargs={"stop": stop, "every": 0.1, "told": told})
+    thread.start()
+    try:
+        time.sleep(0.2)
+        revoked = targets.revoked.read_bytes() if targets.revoked else b""
+        fresh_site.trust.rename(tmp_path / "elsewhere")
+        time.sleep(0.15)
+        assert "restrict" in targets.authorized.read_text()  # within the grace
+        assert heard.wait(3)
+        assert "restrict" not in targets.authorized.read_text()
+        assert targets.revoked and targets.revoked.read_bytes() == revoked
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_the_files_follow(fresh_site: SiteHome, tmp_path: Path) -> None:
     gateway, operator = fresh_site.gateway(), fresh_site.operator()
     past = fresh_site.host_at("old", now=datetime.now(UTC) - timedelta(days=2), life=timedelta(days=1))

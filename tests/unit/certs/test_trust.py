@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from certs import trust as trust_module
 from certs.credential import Credential
 from certs.errors import TrustError
 from certs.profiles import CrlRequest
+from certs.tls import client_context
 from certs.trust import Trust
 from tests.helpers.pki import SiteHome
 
@@ -214,11 +216,81 @@ def test_files_overwritten_in_place_are_noticed(fresh_site: SiteHome, monkeypatc
     assert trust.problems()
 
 
-def test_an_emptied_directory_keeps_the_last_version(fresh_site: SiteHome) -> None:
-    trust = Trust(fresh_site.trust)
-    for path in fresh_site.trust.iterdir():
+def empty(site: SiteHome) -> None:
+    for path in site.trust.iterdir():
         path.unlink()
+
+
+def rename_away(site: SiteHome) -> None:
+    site.trust.rename(site.home / "elsewhere")
+
+
+def spoil_in_place(site: SiteHome) -> None:
+    for path in site.trust.glob("*.0"):
+        path.write_text("nonsense")
+
+
+def lock_out(site: SiteHome) -> None:
+    site.trust.rename(site.home / "elsewhere")
+    site.trust.write_text("no directory")
+
+
+LOSSES = (empty, rename_away, spoil_in_place, lock_out)
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_without_a_ca_the_last_version_stays_for_a_moment(
+    fresh_site: SiteHome, monkeypatch: pytest.MonkeyPatch, lose: Callable[[SiteHome], None]
+) -> None:
+    monkeypatch.setattr(trust_module, "_DEEP_LOOK", 0.0)
+    trust = Trust(fresh_site.trust)
+    cert = fresh_site.catalog().cert.read_bytes()
+    chain = trust.judge(cert)
+    lose(fresh_site)
     assert not trust.reload_if_changed()
-    assert len(trust.anchors()) == 2
-    with pytest.raises(TrustError, match="no CA certificate"):
+    assert len(trust.anchors()) == 2 and trust.refusal(chain) is None and trust.judge(cert)
+    with pytest.raises(TrustError):
         Trust(fresh_site.trust)
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_after_that_moment_nobody_is_trusted(
+    fresh_site: SiteHome, monkeypatch: pytest.MonkeyPatch, lose: Callable[[SiteHome], None]
+) -> None:
+    monkeypatch.setattr(trust_module, "_DEEP_LOOK", 0.0)
+    trust = Trust(fresh_site.trust, grace=0.2)
+    cert, lost = fresh_site.catalog().cert.read_bytes(), fresh_site.host("lost")
+    chain = trust.judge(cert)
+    fresh_site.revoke(lost)
+    trust.reload_if_changed()
+    generation = trust.generation
+    lose(fresh_site)
+    trust.reload_if_changed()
+    time.sleep(0.3)
+    assert trust.reload_if_changed() and trust.generation > generation
+    assert not trust.reload_if_changed()  # once
+    assert "no CA certificate any more" in str(trust.refusal(chain))
+    assert trust.problems() and trust.files() == () and trust.crl_expiry().year == 1970
+    with pytest.raises(TrustError, match="no CA certificate any more"):
+        trust.judge(cert)
+    assert trust.is_revoked(tuple(x509.load_pem_x509_certificates(lost.cert.read_bytes())))
+
+
+def test_a_directory_that_comes_back_is_trusted_again(fresh_site: SiteHome) -> None:
+    trust = Trust(fresh_site.trust, grace=0.0)
+    chain = trust.judge(fresh_site.catalog().cert.read_bytes())
+    rename_away(fresh_site)
+    trust.reload_if_changed()
+    assert trust.refusal(chain) is not None
+    (fresh_site.home / "elsewhere").rename(fresh_site.trust)
+    assert trust.reload_if_changed()
+    assert trust.refusal(chain) is None and trust.problems() == ()
+
+
+def test_tls_believes_nobody_then(fresh_site: SiteHome) -> None:
+    trust = Trust(fresh_site.trust, grace=0.0)
+    tls = client_context(fresh_site.gateway(), trust=trust)
+    assert tls.context.cert_store_stats()["x509_ca"] == 2
+    rename_away(fresh_site)
+    assert tls.refresh()
+    assert tls.context.cert_store_stats()["x509"] == 0

@@ -26,10 +26,9 @@ MakeRig = Callable[[SiteHome, Path], AbstractContextManager[Rig]]
 RIGS: dict[str, MakeRig] = {"https": https_rig, "gsiftp": gsiftp_rig, "sftp": sftp_rig}
 
 
-@pytest.fixture(params=RIGS.values(), ids=RIGS)
+@pytest.fixture(params=list(RIGS))
 def far(request: pytest.FixtureRequest, fresh_site: SiteHome, tmp_path: Path) -> Iterator[Rig]:
-    make: MakeRig = request.param
-    with make(fresh_site, tmp_path) as ready:
+    with RIGS[request.param](fresh_site, tmp_path) as ready:
         yield ready
 
 
