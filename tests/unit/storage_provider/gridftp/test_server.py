@@ -11,6 +11,7 @@ import ssl
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -723,6 +724,15 @@ def test_many_silent_addresses_lose_the_oldest(site: SiteHome, tmp_path: Path) -
         with Raw(door.address) as client:
             client.login(site.gateway())
             assert said(crowd[0]) == b"" and all(said(each, 0.05) == b"silence" for each in crowd[1:])
+
+
+def test_eight_logins_of_one_address_at_once(door: OwnServer, site: SiteHome) -> None:
+    def comes_in(_: int) -> None:
+        with Raw(door.address) as client:
+            client.login(site.gateway())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(comes_in, range(24)))) == 24
 
 
 def test_a_login_takes_only_so_long(site: SiteHome, tmp_path: Path) -> None:
