@@ -33,8 +33,8 @@ class GsiftpSettings:
     idle_seconds: float = 300.0
     sessions: int = 200
     sessions_per_peer: int = 50
-    waiting: int = 100
-    waiting_per_address: int = 10
+    waiting: int = 200
+    waiting_per_address: int = 40
     streams: int = 16
 
     def __post_init__(self) -> None:

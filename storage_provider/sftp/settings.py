@@ -21,8 +21,8 @@ class SftpSettings:
     grace_seconds: float = 20.0
     idle_seconds: float = 300.0
     connections: int = 200
-    waiting: int = 100
-    waiting_per_address: int = 10
+    waiting: int = 200
+    waiting_per_address: int = 40
     per_address: int = 60
     open_files: int = 128
     disk_threads: int = 8
