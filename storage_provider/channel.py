@@ -113,6 +113,20 @@ class Capabilities:
     space: bool
 
 
+EVERYTHING = Capabilities(
+    ranged_get=True,
+    resume_put=True,
+    far_verify=True,
+    atomic_commit=True,
+    checksum=True,
+    listing=True,
+    delete=True,
+    pull=True,
+    space=True,
+)
+"""What our own server does over HTTPS and GridFTP; other far sides say what they lack of it."""
+
+
 class Channel(Protocol):
     """One door of one storage element; thread-safe; connections are reused inside.
 

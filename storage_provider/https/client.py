@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 
 from certs.https.session import GridSession
-from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
+from storage_provider.channel import EVERYTHING, Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
 from storage_provider.errors import DoorURL, Faulty, NotFound, StorageError, Unreachable
 from storage_provider.https.asking import Ask, Asker
 from storage_provider.https.problems import error_named
@@ -25,17 +25,6 @@ from storage_provider.wire import STORED_HEADER, ChecksumReply, ListReply, PullE
 
 BLOCK_BYTES = 256 * 1024
 YIELD_SECONDS = 0.5
-CAPABILITIES = Capabilities(
-    ranged_get=True,
-    resume_put=True,
-    far_verify=True,
-    atomic_commit=True,
-    checksum=True,
-    listing=True,
-    delete=True,
-    pull=True,
-    space=True,
-)
 
 
 class HttpsChannel:
@@ -62,7 +51,7 @@ class HttpsChannel:
     @property
     def capabilities(self) -> Capabilities:
         """Everything: the far side is our own."""
-        return CAPABILITIES
+        return EVERYTHING
 
     def put(self, spec: ObjectSpec, path: Path, *, offset: int = 0, acting_for: str | None = None) -> Stored:
         """Store an object: one request when it is small, a resumable upload when it is not."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
@@ -16,7 +17,7 @@ from certs.config import IdentityConfig
 from certs.credential import Credential
 from certs.errors import CredentialError
 from certs.trust import Trust
-from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
+from storage_provider.channel import EVERYTHING, Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
 from storage_provider.errors import Busy, Faulty, LocalFault, NotFound, StorageError, Unreachable, Unsupported
 from storage_provider.keys import parse_prefix
 from storage_provider.sftp import client_packets as packets
@@ -37,28 +38,8 @@ TOGETHER = 24
 PAUSE_SECONDS = 0.1
 # Parts that we left behind at a foreign server are removed after a day; our own servers do it by themselves
 STALE_SECONDS = 24 * 3600.0
-OWN = Capabilities(
-    ranged_get=True,
-    resume_put=True,
-    far_verify=True,
-    atomic_commit=True,
-    checksum=True,
-    listing=True,
-    delete=True,
-    pull=False,
-    space=True,
-)
-FOREIGN = Capabilities(
-    ranged_get=True,
-    resume_put=True,
-    far_verify=False,
-    atomic_commit=True,
-    checksum=False,
-    listing=True,
-    delete=True,
-    pull=False,
-    space=True,
-)
+OWN = replace(EVERYTHING, pull=False)
+FOREIGN = replace(EVERYTHING, far_verify=False, checksum=False, pull=False)
 T = TypeVar("T")
 
 

@@ -8,6 +8,8 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 
 @dataclass
@@ -124,3 +126,44 @@ def _reset(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
+
+
+class Moody(Protocol):
+    """A faulty wire, or several in one mood."""
+
+    def set(self, mood: Mood) -> None: ...
+    def refuse(self) -> None: ...
+    def drop_all(self) -> None: ...
+
+
+class Wired:
+    """The faults of a rig whose far side is behind a faulty wire."""
+
+    wire: Moody
+
+    def disconnect(self) -> None:
+        self.wire.drop_all()
+
+    def refuse(self) -> None:
+        self.wire.refuse()
+
+    def silence(self) -> None:
+        self.wire.set(Mood(silent=True))
+
+    def slow(self, bytes_per_second: float) -> None:
+        self.wire.set(Mood(bytes_per_second=bytes_per_second))
+
+    def cut_get(self, after: int) -> None:
+        self.wire.set(Mood(cut_down=after, cuts=100))
+
+    def cut_put(self, after: int) -> None:
+        self.wire.set(Mood(cut_up=after, cuts=100))
+
+    def heal(self) -> None:
+        self.wire.set(Mood())
+
+
+def spoil(path: Path) -> None:
+    """Change one bit of a file."""
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])

@@ -10,7 +10,7 @@ from certs.tls import client_context
 from storage_provider.channel import Channel, ObjectSpec
 from storage_provider.gridftp.client.channel import FOREIGN, GsiftpChannel
 from storage_provider.timeouts import Timeouts
-from tests.conformance.faulty_wire import Mood
+from tests.conformance.faulty_wire import Wired, spoil
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import Declared, write
 from tests.conformance.wires import PATIENCE, Wires
@@ -20,7 +20,7 @@ from tests.helpers.pki import SiteHome
 HOST = "127.0.0.1"
 
 
-class GctRig:
+class GctRig(Wired):
     """An unprivileged globus-gridftp-server behind wires; a second one to pull from."""
 
     def __init__(self, site: SiteHome, tmp_path: Path, far: gct.GctServer) -> None:
@@ -28,9 +28,9 @@ class GctRig:
         self.gateway = site.gateway()
         self.far = far
         self.peer: gct.GctServer | None = None
-        self.wires = Wires((HOST, far.port))
+        self.wire = Wires((HOST, far.port))
         self.tls = client_context(self.gateway)
-        self.door = f"gsiftp://{HOST}:{self.wires.control.port}{far.root}"
+        self.door = f"gsiftp://{HOST}:{self.wire.control.port}{far.root}"
         self.channel: Channel = self.open()
         # Nobody limits an unprivileged folder; rights are looked at when one logs in; the account is shared
         self.declared = Declared(FOREIGN, quota=None, exact_space=False, permits=False, ends_sessions=False)
@@ -40,34 +40,11 @@ class GctRig:
 
     def open(self, door: str | None = None) -> GsiftpChannel:
         return GsiftpChannel(
-            self.tls, door or self.door, timeouts=Timeouts(answer=PATIENCE, write=PATIENCE), dial=self.wires.dial
+            self.tls, door or self.door, timeouts=Timeouts(answer=PATIENCE, write=PATIENCE), dial=self.wire.dial
         )
 
-    def disconnect(self) -> None:
-        self.wires.drop_all()
-
-    def refuse(self) -> None:
-        self.wires.refuse()
-
-    def silence(self) -> None:
-        self.wires.set(Mood(silent=True))
-
-    def slow(self, bytes_per_second: float) -> None:
-        self.wires.set(Mood(bytes_per_second=bytes_per_second))
-
-    def cut_get(self, after: int) -> None:
-        self.wires.set(Mood(cut_down=after, cuts=100))
-
-    def cut_put(self, after: int) -> None:
-        self.wires.set(Mood(cut_up=after, cuts=100))
-
-    def heal(self) -> None:
-        self.wires.set(Mood())
-
     def rot(self, key: str) -> None:
-        path = self.far.root / "objects" / key
-        data = path.read_bytes()
-        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        spoil(self.far.root / "objects" / key)
 
     def revoke(self) -> None:
         self.site.revoke(self.gateway)
@@ -75,7 +52,7 @@ class GctRig:
 
     def restart(self) -> None:
         self.far.stop()
-        self.wires.drop_all()
+        self.wire.drop_all()
         self.far.start()
 
     def leftovers(self) -> list[str]:
@@ -90,7 +67,7 @@ class GctRig:
 
     def close(self) -> None:
         self.channel.close()
-        self.wires.close()
+        self.wire.close()
         self._stack.close()
 
 

@@ -17,7 +17,7 @@ from storage_provider.config import AreaTable, GsiftpTable, StorageConfig, Stora
 from storage_provider.gridftp.client.channel import OWN, GsiftpChannel
 from storage_provider.node import StorageNode
 from storage_provider.timeouts import Timeouts
-from tests.conformance.faulty_wire import Mood
+from tests.conformance.faulty_wire import Wired, spoil
 from tests.conformance.memory_channel import spec_of
 from tests.conformance.rigs import FULL_RULES, QUOTA, Declared, write
 from tests.conformance.wires import PATIENCE, Wires
@@ -73,7 +73,7 @@ class GsiftpProvider:
         return [path.name for folder in ("stage", "uploads") for path in (main / folder).iterdir()]
 
 
-class GsiftpRig:
+class GsiftpRig(Wired):
     """An SE behind wires, and a second one to pull from."""
 
     def __init__(self, site: SiteHome, tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ class GsiftpRig:
         self.far = GsiftpProvider(site.storage("se1"), "se1", tmp_path / "se1")
         self.peer = GsiftpProvider(site.storage("se2"), "se2", tmp_path / "se2", rules=dict(PEER_RULES))
         self.far.start()
-        self.wires = Wires(self.far.address)
+        self.wire = Wires(self.far.address)
         self.tls = client_context(self.gateway)
-        self.door = f"gsiftp://{HOST}:{self.wires.control.port}/areas/main"
+        self.door = f"gsiftp://{HOST}:{self.wire.control.port}/areas/main"
         self.channel: Channel = self.open()
         self.declared = Declared(OWN)
         self.nowhere = f"gsiftp://{HOST}:1/areas/main"
@@ -93,42 +93,19 @@ class GsiftpRig:
 
     def open(self, door: str | None = None) -> GsiftpChannel:
         patience = Timeouts(answer=PATIENCE, write=PATIENCE)
-        return GsiftpChannel(self.tls, door or self.door, timeouts=patience, dial=self.wires.dial)
-
-    def disconnect(self) -> None:
-        self.wires.drop_all()
-
-    def refuse(self) -> None:
-        self.wires.refuse()
-
-    def silence(self) -> None:
-        self.wires.set(Mood(silent=True))
-
-    def slow(self, bytes_per_second: float) -> None:
-        self.wires.set(Mood(bytes_per_second=bytes_per_second))
-
-    def cut_get(self, after: int) -> None:
-        self.wires.set(Mood(cut_down=after, cuts=100))
-
-    def cut_put(self, after: int) -> None:
-        self.wires.set(Mood(cut_up=after, cuts=100))
-
-    def heal(self) -> None:
-        self.wires.set(Mood())
+        return GsiftpChannel(self.tls, door or self.door, timeouts=patience, dial=self.wire.dial)
 
     def rot(self, key: str) -> None:
-        path = self.far.root / "main" / "objects" / key
-        data = path.read_bytes()
-        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        spoil(self.far.root / "main" / "objects" / key)
 
     def revoke(self) -> None:
         self.site.revoke(self.gateway)
 
     def restart(self) -> None:
         self.far.stop()
-        self.wires.drop_all()
+        self.wire.drop_all()
         self.far.start()
-        self.wires.control.target = self.far.address
+        self.wire.control.target = self.far.address
 
     def leftovers(self) -> list[str]:
         return self.far.leftovers()
@@ -152,7 +129,7 @@ class GsiftpRig:
     def close(self) -> None:
         self.channel.close()
         self._stack.close()
-        self.wires.close()
+        self.wire.close()
         self.far.stop()
         self.peer.stop()
 

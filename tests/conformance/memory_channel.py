@@ -7,28 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
+from storage_provider.channel import EVERYTHING, Got, ObjectSpec, Put, Space, Stat, Stored, Want
 from storage_provider.checksum import CHUNK_BYTES, chunk_count
 from storage_provider.errors import Corrupt, Denied, LocalFault, NoSpace, NotFound, Refused, StorageError, Unreachable
 from storage_provider.keys import object_key, parse_key, parse_prefix
 from storage_provider.many import get_each, put_each
 
 BLOCK = 256 * 1024
-EVERYTHING = Capabilities(
-    ranged_get=True,
-    resume_put=False,
-    far_verify=True,
-    atomic_commit=True,
-    checksum=True,
-    listing=True,
-    delete=True,
-    pull=True,
-    space=True,
-)
+CAPABILITIES = replace(EVERYTHING, resume_put=False)
 
 
 def spec_of(data: bytes) -> ObjectSpec:
@@ -83,7 +73,7 @@ class MemoryChannel:
     def __init__(self, provider: MemoryProvider) -> None:
         self._far = provider
         self.door = provider.door
-        self.capabilities = EVERYTHING
+        self.capabilities = CAPABILITIES
 
     def put(self, spec: ObjectSpec, path: Path, *, offset: int = 0, acting_for: str | None = None) -> Stored:
         self._answer(spec.key)

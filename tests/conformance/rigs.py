@@ -19,13 +19,13 @@ from certs.credential import Credential
 from certs.https.server import running
 from certs.https.session import GridSession
 from certs.permit import Permit, sign
-from storage_provider.channel import Capabilities, Channel, ObjectSpec
+from storage_provider.channel import EVERYTHING, Capabilities, Channel, ObjectSpec
 from storage_provider.config import AreaTable, StorageConfig, StorageTable
-from storage_provider.https.client import CAPABILITIES, HttpsChannel
+from storage_provider.https.client import HttpsChannel
 from storage_provider.node import build
 from storage_provider.timeouts import Timeouts
-from tests.conformance.faulty_wire import FaultyWire, Mood
-from tests.conformance.memory_channel import EVERYTHING, Faults, MemoryChannel, MemoryProvider, spec_of
+from tests.conformance.faulty_wire import FaultyWire, Wired, spoil
+from tests.conformance.memory_channel import CAPABILITIES, Faults, MemoryChannel, MemoryProvider, spec_of
 from tests.helpers.pki import SiteHome
 
 QUOTA = 64 * 1024 * 1024
@@ -98,7 +98,7 @@ class MemoryRig:
         self.peer = MemoryProvider("peer")
         self.far.peers[self.peer.door] = self.peer
         self.channel: Channel = MemoryChannel(self.far)
-        self.declared = Declared(EVERYTHING, heals=False)
+        self.declared = Declared(CAPABILITIES, heals=False)
         self.nowhere = "memory://nowhere"
 
     def open(self) -> Channel:
@@ -194,7 +194,7 @@ class HttpsProvider:
         return [path.name for folder in ("stage", "uploads") for path in (main / folder).iterdir()]
 
 
-class HttpsRig:
+class HttpsRig(Wired):
     """An SE behind a faulty wire, and a second one to pull from."""
 
     def __init__(self, site: SiteHome, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ class HttpsRig:
         self.session = GridSession(self.gateway, connect_timeout=TIMEOUT)
         self.door = f"https://127.0.0.1:{self.wire.port}/areas/main"
         self.channel: Channel = self.open()
-        self.declared = Declared(CAPABILITIES)
+        self.declared = Declared(EVERYTHING)
         self.nowhere = "https://127.0.0.2:1/areas/main"
         self._tmp = tmp_path
         self._peer_up = False
@@ -220,31 +220,8 @@ class HttpsRig:
         patience = Timeouts(answer=TIMEOUT, write=TIMEOUT)
         return HttpsChannel(session or self.session, door or self.door, permit=permit, timeouts=patience)
 
-    def disconnect(self) -> None:
-        self.wire.drop_all()
-
-    def refuse(self) -> None:
-        self.wire.refuse()
-
-    def silence(self) -> None:
-        self.wire.set(Mood(silent=True))
-
-    def slow(self, bytes_per_second: float) -> None:
-        self.wire.set(Mood(bytes_per_second=bytes_per_second))
-
-    def cut_get(self, after: int) -> None:
-        self.wire.set(Mood(cut_down=after, cuts=100))
-
-    def cut_put(self, after: int) -> None:
-        self.wire.set(Mood(cut_up=after, cuts=100))
-
-    def heal(self) -> None:
-        self.wire.set(Mood())
-
     def rot(self, key: str) -> None:
-        path = self.far.root / "main" / "objects" / key
-        data = path.read_bytes()
-        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        spoil(self.far.root / "main" / "objects" / key)
 
     def revoke(self) -> None:
         self.site.revoke(self.gateway)

@@ -11,13 +11,13 @@ from certs.trust import Trust
 from storage_provider.channel import Channel, ObjectSpec
 from storage_provider.sftp.client import OWN, SftpChannel
 from storage_provider.timeouts import Timeouts
-from tests.conformance.faulty_wire import FaultyWire, Mood
+from tests.conformance.faulty_wire import FaultyWire, Wired, spoil
 from tests.conformance.rigs import QUOTA, TIMEOUT, Declared
 from tests.helpers.pki import SiteHome
 from tests.helpers.sftpd import Sftpd, sftpd
 
 
-class SftpRig:
+class SftpRig(Wired):
     """Our own storage element over SFTP."""
 
     def __init__(self, site: SiteHome, tmp_path: Path) -> None:
@@ -46,31 +46,8 @@ class SftpRig:
         self.opened.append(channel)
         return channel
 
-    def disconnect(self) -> None:
-        self.wire.drop_all()
-
-    def refuse(self) -> None:
-        self.wire.refuse()
-
-    def silence(self) -> None:
-        self.wire.set(Mood(silent=True))
-
-    def slow(self, bytes_per_second: float) -> None:
-        self.wire.set(Mood(bytes_per_second=bytes_per_second))
-
-    def cut_get(self, after: int) -> None:
-        self.wire.set(Mood(cut_down=after, cuts=100))
-
-    def cut_put(self, after: int) -> None:
-        self.wire.set(Mood(cut_up=after, cuts=100))
-
-    def heal(self) -> None:
-        self.wire.set(Mood())
-
     def rot(self, key: str) -> None:
-        path = self.far.root / "main" / "objects" / key
-        data = path.read_bytes()
-        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        spoil(self.far.root / "main" / "objects" / key)
 
     def revoke(self) -> None:
         self.site.revoke(self.gateway)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from certs.tls import ReloadingContext
-from storage_provider.channel import Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
+from storage_provider.channel import EVERYTHING, Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
 from storage_provider.errors import NotFound, StorageError, Unreachable, Unsupported
 from storage_provider.gridftp.client.asking import list_objects, space_of, stat_of
 from storage_provider.gridftp.client.door import Door
@@ -25,29 +26,9 @@ from storage_provider.gridftp.settings import DataSettings
 from storage_provider.keys import parse_prefix
 from storage_provider.timeouts import Timeouts
 
-OWN = Capabilities(
-    ranged_get=True,
-    resume_put=True,
-    far_verify=True,
-    atomic_commit=True,
-    checksum=True,
-    listing=True,
-    delete=True,
-    pull=True,
-    space=True,
-)
+OWN = EVERYTHING
 # GCT has no verb for space; everything else is done with its verbs, the digest by CKSM before the rename.
-FOREIGN = Capabilities(
-    ranged_get=True,
-    resume_put=True,
-    far_verify=True,
-    atomic_commit=True,
-    checksum=True,
-    listing=True,
-    delete=True,
-    pull=True,
-    space=False,
-)
+FOREIGN = replace(EVERYTHING, space=False)
 
 # Sessions of a batch of gets in stream mode
 _LANES = 4
