@@ -107,13 +107,14 @@ def _sentence(path: Path, model: type[BaseModel], detail: ErrorDetails) -> str:
     table, key = _place(detail["loc"])
     where = f"{path}: table [{table}]" if table else f"{path}: top level"
     if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_did_you_mean(model, detail['loc'])}"
+        return f"{where}: unknown key {key!r}{did_you_mean(model, detail['loc'])}"
     if detail["type"] == "missing":
         return f"{where}: key {key!r} is missing"
     return f"{where}: key {key!r}: {detail['msg'].removeprefix('Value error, ')}"
 
 
-def _did_you_mean(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+def did_you_mean(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """Say which known key an unknown one was probably meant to be; begins with a semicolon, or is empty."""
     known = _fields_at(model, loc[:-1])
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
     if close:
