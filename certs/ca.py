@@ -19,14 +19,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from certs import profiles
+from certs import csr, profiles
 from certs.credential import Credential
 from certs.dn import DN
 from certs.errors import CaError
 from certs.files import write_atomically
 from certs.gridmap import map_dn
-from certs.profiles import Authority, CrlRequest, LeafKey, LeafRequest
-from certs.store import Issued, Store
+from certs.profiles import Authority, CrlRequest, LeafKey, LeafPublicKey, LeafRequest
+from certs.store import Books, Issued, Store
 from certs.trustdir import publish_ca, publish_crl
 
 CRL_LIFE = timedelta(hours=36)
@@ -73,7 +73,7 @@ def init_site(home: Path, *, organisation: str) -> None:
 
     Idempotent: an existing CA is left as it is, missing parts of the trust directory are published again.
     """
-    _check_text(organisation, "organisation")
+    profiles.check_text(organisation, "organisation")
     site = _Site(home)
     now = datetime.now(UTC)
     if not site.credential("issuing").cert.exists():
@@ -92,14 +92,31 @@ def _create_authorities(site: _Site, organisation: str, now: datetime) -> None:
     for authority, made in (("root", root), ("issuing", issuing)):
         credential = site.credential(authority)
         credential.cert.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(credential.key, _key_pem(made.key), mode=_PRIVATE)
+        write_atomically(credential.key, profiles.key_pem(made.key), mode=_PRIVATE)
     site.store.create()
     with site.store.exclusive() as books:
         for authority, made in (("root", root), ("root", issuing)):
-            books.add(_record(made.cert, authority=authority, profile="ca"))
+            _book(books, made.cert, authority=authority, profile="ca")
     # The issuing certificate comes last: while it is missing the site is not initialised
     for authority, made in (("root", root), ("issuing", issuing)):
         write_atomically(site.credential(authority).cert, _pem((made.cert,)), mode=_PUBLIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host or service as the operator names it: its SAN is ``dns`` and ``ips``, or ``name`` when both are empty."""
+
+    name: str
+    dns: tuple[str, ...] = ()
+    ips: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        profiles.check_text(self.name, "name")
+
+    def names(self) -> tuple[x509.GeneralName, ...]:
+        """Return the SAN entries; raises CaError for a bad one."""
+        return profiles.names_of(self.name, self.dns, self.ips)
 
 
 def issue_host(
@@ -115,48 +132,106 @@ def issue_host(
 
     ``dns`` and ``ips`` become its SAN; without either, ``name`` is taken as its DNS name.
     """
-    _check_text(name, "name")
-    addresses = tuple(ips)
-    names = profiles.host_names(tuple(dns) or (() if addresses else (name,)), addresses)
+    host = Host(name, tuple(dns), tuple(ips), tuple(roles))
+    names = host.names()
     site = _Site(home)
     issuing = site.authority("issuing")
-    subject = profiles.name(_organisation(issuing.cert), name, unit="Hosts")
-    request = LeafRequest(subject, names, profiles.HOST_LIFE)
-    return _issue(site, issuing, request, _Target(name, "host", profiles.new_host_key(), frozenset(roles), out))
+    key = profiles.new_host_key()
+    return _issue(site, issuing, _host_request(issuing, host, names), _target(host, key.public_key(), out, key=key))
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate made from a request, and what the request said otherwise (one sentence each)."""
+
+    cert: Path
+    dn: DN
+    differences: tuple[str, ...]
+
+
+def sign_request(home: Path, request: Path, host: Host, *, out: Path, strict: bool = False) -> Signed:
+    """Sign a host's certificate request (PKCS#10) into ``out``/NAME.cert.pem and map it in the gridmap.
+
+    Name, SAN and roles are those of ``host``, never the request's: where the two differ it is told, and refused when
+    ``strict``. Raises CaError for a request that is damaged, not signed by its own key or of another key kind, and for
+    a key that another name has or that was revoked.
+    """
+    names = host.names()
+    asked = csr.load(request)
+    site = _Site(home)
+    issuing = site.authority("issuing")
+    wanted = _host_request(issuing, host, names)
+    differences = csr.differences(asked, wanted.subject, names)
+    if strict and differences:
+        raise CaError(f"{request}: not signed, since it says otherwise than the command: {'; '.join(differences)}")
+    made = _issue(site, issuing, wanted, _target(host, asked.public_key, out, key=None))
+    return Signed(made.cert, made.dn(), differences)
 
 
 def issue_user(home: Path, name: str, *, roles: Iterable[str] = (), out: Path) -> Credential:
     """Issue an RSA user credential NAME.cert.pem/NAME.key.pem into ``out`` and map it in the gridmap."""
-    _check_text(name, "name")
+    profiles.check_text(name, "name")
     site = _Site(home)
     issuing = site.authority("issuing")
     subject = profiles.name(_organisation(issuing.cert), name, unit="People")
     request = LeafRequest(subject, (), profiles.USER_LIFE)
-    return _issue(site, issuing, request, _Target(name, "user", profiles.new_user_key(), frozenset(roles), out))
+    key = profiles.new_user_key()
+    return _issue(site, issuing, request, _Target(name, "user", frozenset(roles), out, key.public_key(), key))
+
+
+def _host_request(issuing: Authority, host: Host, names: tuple[x509.GeneralName, ...]) -> LeafRequest:
+    return LeafRequest(profiles.name(_organisation(issuing.cert), host.name, unit="Hosts"), names, profiles.HOST_LIFE)
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a new credential goes, under which profile, and what it may do."""
+    """Where a new certificate goes, under which profile, what it may do; ``key`` when it was made here."""
 
     name: str
     profile: str
-    key: LeafKey
     roles: frozenset[str]
     out: Path
+    public_key: LeafPublicKey
+    key: LeafKey | None
+
+
+def _target(host: Host, public_key: LeafPublicKey, out: Path, *, key: LeafKey | None) -> _Target:
+    return _Target(host.name, "host", frozenset(host.roles), out, public_key, key)
 
 
 def _issue(site: _Site, issuing: Authority, request: LeafRequest, target: _Target) -> Credential:
-    cert = profiles.leaf(request, target.key.public_key(), issuing, now=datetime.now(UTC))
-    with site.store.exclusive() as books:
-        books.add(_record(cert, authority="issuing", profile=target.profile))
-    target.out.mkdir(parents=True, exist_ok=True)
+    """Certify a key: the one way to a new name, whether the key was made here or elsewhere."""
     credential = Credential(target.out / f"{target.name}.cert.pem", target.out / f"{target.name}.key.pem")
-    write_atomically(credential.key, _key_pem(target.key), mode=_PRIVATE)
+    if target.key is None:
+        _check_beside(credential, target.public_key)
+    cert = profiles.leaf(request, target.public_key, issuing, now=datetime.now(UTC))
+    dn = DN.from_name(cert.subject)
+    # The gridmap within the books' transaction: of two that issue at once, neither loses the other's line
+    with site.store.exclusive() as books:
+        _check_key(books, cert, target.name)
+        _book(books, cert, authority="issuing", profile=target.profile)
+        map_dn(site.gridmap, dn, account=target.name.replace(" ", "_"), roles=target.roles)
+    target.out.mkdir(parents=True, exist_ok=True)
+    if target.key is not None:
+        write_atomically(credential.key, profiles.key_pem(target.key), mode=_PRIVATE)
     write_atomically(credential.cert, _pem((cert, issuing.cert)), mode=_PUBLIC)
-    account = target.name.replace(" ", "_")
-    map_dn(site.gridmap, DN.from_name(cert.subject), account=account, roles=target.roles)
     return credential
+
+
+def _check_key(books: Books, cert: x509.Certificate, name: str) -> None:
+    """One key, one name; and a key whose certificate was revoked (stolen, perhaps) never comes back."""
+    for known in books.of_key(profiles.key_id(_leaf_key(cert))):
+        if known.dn != str(DN.from_name(cert.subject)):
+            raise CaError(f"{name}: this key belongs to {known.dn}; one key, one name: request {name} with a new key")
+        if known.revoked_at is not None:
+            since = f"{known.revoked_at:%Y-%m-%d %H:%M}"
+            raise CaError(f"{name}: a certificate of this key was revoked on {since} UTC; request it with a new key")
+
+
+def _check_beside(credential: Credential, public_key: LeafPublicKey) -> None:
+    """Refuse to lay a certificate beside a key that is not its own: a service would find a pair that does not match."""
+    if credential.key.exists() and credential.private_key().public_key() != public_key:
+        raise CaError(f"{credential.key}: is not the key of this request; name another --out, or move it away")
 
 
 def revoke(home: Path, cert: Path) -> None:
@@ -218,15 +293,12 @@ def _renew(site: _Site, credential: Credential, now: datetime) -> bool:
         if issued.revoked_at is not None:
             return False
         cert = _reissue(old, issued, issuing, now)
-        books.add(_record(cert, authority="issuing", profile=issued.profile))
+        _book(books, cert, authority="issuing", profile=issued.profile)
     write_atomically(credential.cert, _pem((cert, issuing.cert)), mode=_PUBLIC)
     return True
 
 
 def _reissue(old: x509.Certificate, issued: Issued, issuing: Authority, now: datetime) -> x509.Certificate:
-    key = old.public_key()
-    if not isinstance(key, profiles.LeafPublicKey):
-        raise CaError("only RSA and P-256 certificates are renewed")
     names = tuple(
         entry
         for extension in old.extensions
@@ -234,7 +306,7 @@ def _reissue(old: x509.Certificate, issued: Issued, issuing: Authority, now: dat
         for entry in extension.value
     )
     life = profiles.HOST_LIFE if issued.profile == "host" else profiles.USER_LIFE
-    return profiles.leaf(LeafRequest(old.subject, names, life), key, issuing, now=now)
+    return profiles.leaf(LeafRequest(old.subject, names, life), _leaf_key(old), issuing, now=now)
 
 
 def issued_certificates(home: Path) -> tuple[Issued, ...]:
@@ -250,14 +322,15 @@ def _organisation(cert: x509.Certificate) -> str:
     return next(value for name, value in DN.from_name(cert.subject).parts if name == "O")
 
 
-def _check_text(text: str, what: str) -> None:
-    # Quotes and stars would break GCT's signing policies, slashes file names
-    if not 1 <= len(text) <= 64 or not text.isprintable() or set(text) & set("/\\'\"*") or text.strip(". ") != text:
-        raise CaError(f"{what}: 1 to 64 printable characters without / \\ ' \" * and no blank or dot at either end")
+def _leaf_key(cert: x509.Certificate) -> LeafPublicKey:
+    key = cert.public_key()
+    if not isinstance(key, LeafPublicKey):
+        raise CaError("only certificates with RSA and P-256 keys are renewed")
+    return key
 
 
-def _record(cert: x509.Certificate, *, authority: str, profile: str) -> Issued:
-    return Issued(
+def _book(books: Books, cert: x509.Certificate, *, authority: str, profile: str) -> None:
+    issued = Issued(
         serial=cert.serial_number,
         authority=authority,
         dn=str(DN.from_name(cert.subject)),
@@ -265,11 +338,7 @@ def _record(cert: x509.Certificate, *, authority: str, profile: str) -> Issued:
         not_before=cert.not_valid_before_utc,
         not_after=cert.not_valid_after_utc,
     )
-
-
-def _key_pem(key: LeafKey) -> bytes:
-    form = serialization.PrivateFormat.PKCS8
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    books.add(issued, key_id=profiles.key_id(_leaf_key(cert)))
 
 
 def _pem(chain: tuple[x509.Certificate, ...]) -> bytes:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from certs import ca, overview
+from certs import ca, csr, overview
 from certs.credential import Credential
 from certs.errors import CertsError
 from certs.log import configure
@@ -28,6 +28,10 @@ _home = click.option(
 )
 _format = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 _out = click.option("--out", type=_PATH, default=Path(), help="Where NAME.cert.pem and NAME.key.pem go.")
+_dns = click.option(
+    "--dns", multiple=True, help="A DNS name it answers to; repeat for more. Without --dns and --ip: NAME."
+)
+_ips = click.option("--ip", "ips", multiple=True, help="An IP address it answers to; repeat for more.")
 _roles = click.option(
     "--role", "roles", multiple=True, type=click.Choice(sorted(ROLES)), help="A role in the gridmap; repeat for more."
 )
@@ -89,14 +93,75 @@ def issue_user(name: str, home: Path, out: Path, roles: tuple[str, ...], form: s
 @_home
 @_out
 @_roles
-@click.option("--dns", multiple=True, help="A DNS name it answers to; repeat for more. Without --dns and --ip: NAME.")
-@click.option("--ip", "ips", multiple=True, help="An IP address it answers to; repeat for more.")
+@_dns
+@_ips
 @_format
 def issue_host(
     name: str, home: Path, out: Path, roles: tuple[str, ...], dns: tuple[str, ...], ips: tuple[str, ...], form: str
 ) -> None:
     """Issue a P-256 host or service certificate and enter it into the gridmap."""
     _say(ca.issue_host(home, name, dns=dns, ips=ips, roles=roles, out=out), form)
+
+
+@main.command()
+@click.argument("name")
+@_dns
+@_ips
+@click.option("--out", type=_PATH, default=Path(), help="Where NAME.key.pem and NAME.csr.pem go.")
+@_format
+def request(name: str, dns: tuple[str, ...], ips: tuple[str, ...], out: Path, form: str) -> None:
+    """Make a private key and a certificate request, on the machine that will use them.
+
+    The key stays here; bring NAME.csr.pem to the CA and sign it there. An existing NAME.key.pem is kept, so the same
+    command asks for a renewal.
+
+    \b
+    Example:
+      dgis-certs request se3 --dns se3.b.example --ip 192.0.2.30 --out /etc/dgis/storage
+    """
+    made = csr.make(name, dns=dns, ips=ips, out=out)
+    origin = "new key" if made.new_key else "key kept"
+    click.echo(f"{made.key}: {origin}; sign the request at the CA: dgis-certs sign {made.request.name}", err=True)
+    facts = {"csr": str(made.request), "key": str(made.key)}
+    click.echo(json.dumps({**facts, "new_key": made.new_key}) if form == "json" else facts["csr"])
+
+
+@main.command()
+@click.argument("file", metavar="CSR", type=_PATH)
+@click.option("--name", required=True, help="CN of the certificate, and of its file.")
+@_dns
+@_ips
+@_roles
+@_home
+@click.option("--out", type=_PATH, default=Path(), help="Where NAME.cert.pem goes.")
+@click.option("--strict", is_flag=True, help="Refuse a request that asks for another subject or other names.")
+@_format
+def sign(
+    file: Path,
+    name: str,
+    dns: tuple[str, ...],
+    ips: tuple[str, ...],
+    roles: tuple[str, ...],
+    home: Path,
+    out: Path,
+    strict: bool,
+    form: str,
+) -> None:
+    """Sign a host's certificate request (PKCS#10) and enter it into the gridmap.
+
+    Subject, names and roles are what is said here. The request gives its key alone; where it says otherwise that is
+    told on stderr.
+
+    \b
+    Example:
+      dgis-certs sign se3.csr.pem --name se3 --dns se3.b.example --ip 192.0.2.30 --role storage --home HOME --out OUT
+    """
+    signed = ca.sign_request(home, file, ca.Host(name, dns, ips, roles), out=out, strict=strict)
+    for sentence in signed.differences:
+        click.echo(f"{file}: {sentence}", err=True)
+    facts = {"cert": str(signed.cert), "dn": str(signed.dn)}
+    text = json.dumps({**facts, "differences": signed.differences}, ensure_ascii=False)
+    click.echo(text if form == "json" else f"{facts['dn']}\n{facts['cert']}")
 
 
 @main.command()

@@ -7,15 +7,19 @@ side is the server.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from certs.errors import CaError
 
 CaKey = rsa.RSAPrivateKey
 LeafKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -28,6 +32,11 @@ HOST_LIFE = timedelta(days=90)
 USER_LIFE = timedelta(days=365)
 _CA_BITS = 3072
 _USER_BITS = 2048
+# Foreign keys: below is too weak (NIST SP 800-131A), above costs every peer too long at each handshake
+_FOREIGN_BITS = range(2048, 8193)
+# RFC 1123 section 2.1; the underscore is no host's, but many a site's internal names have it
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +79,71 @@ def name(organisation: str, common_name: str, *, unit: str | None = None) -> x50
     return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
+def check_text(text: str, what: str) -> None:
+    """Refuse what cannot be a name in our certificates; raises CaError."""
+    # Quotes and stars would break GCT's signing policies, slashes file names
+    if not 1 <= len(text) <= 64 or not text.isprintable() or set(text) & set("/\\'\"*") or text.strip(". ") != text:
+        raise CaError(f"{what}: 1 to 64 printable characters without / \\ ' \" * and no blank or dot at either end")
+
+
 def host_names(dns: tuple[str, ...], ips: tuple[str, ...]) -> tuple[x509.GeneralName, ...]:
-    """Build the SAN entries of a host; raises ValueError for what is no IP address."""
-    addresses = [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips]
-    return (*(x509.DNSName(entry) for entry in dns), *addresses)
+    """Build the SAN entries of a host; raises CaError for what is no DNS name or no IP address."""
+    return (*(_dns_name(entry) for entry in dns), *(_ip_address(entry) for entry in ips))
+
+
+def names_of(host: str, dns: tuple[str, ...], ips: tuple[str, ...]) -> tuple[x509.GeneralName, ...]:
+    """Build the SAN entries of a host as the commands take them: without any, its name is its DNS name."""
+    return host_names(dns or (() if ips else (host,)), ips)
+
+
+def _dns_name(text: str) -> x509.DNSName:
+    if _is_address(text):
+        raise CaError(f"{text}: is an IP address, no DNS name; say --ip {text}")
+    if len(text) > 253 or not _DNS.fullmatch(text):
+        raise CaError(f"{text}: not a DNS name (letters, digits, - and dots); say --dns NAME or --ip ADDRESS")
+    return x509.DNSName(text)
+
+
+def _ip_address(text: str) -> x509.IPAddress:
+    if not _is_address(text):
+        raise CaError(f"{text}: not an IP address such as 192.0.2.7 or 2001:db8::7; say --dns for a name")
+    return x509.IPAddress(ipaddress.ip_address(text))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+def leaf_key(key: object, *, where: str) -> LeafPublicKey:
+    """Take a key that was made elsewhere: P-256, or RSA of 2048 to 8192 bits. Raises CaError naming ``where``."""
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size in _FOREIGN_BITS:
+        return key
+    raise CaError(f"{where}: {_kind(key)} key; make a P-256 key (dgis-certs request does), or RSA of 2048 to 8192 bits")
+
+
+def _kind(key: object) -> str:
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"an RSA {key.key_size} bit"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"an EC {key.curve.name}"
+    return f"a {type(key).__name__.removesuffix('PublicKey')}"
+
+
+def key_pem(key: LeafKey) -> bytes:
+    """Write a private key as unencrypted PKCS#8 PEM, for a file of mode 0600."""
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def key_id(key: LeafPublicKey) -> str:
+    """Return the SHA-256 of a public key (SubjectPublicKeyInfo, DER), in hex: what it is known by in the CA's books."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
 def root(organisation: str, *, now: datetime) -> Authority:

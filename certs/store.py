@@ -20,6 +20,8 @@ CREATE TABLE IF NOT EXISTS certificates (
 CREATE TABLE IF NOT EXISTS crls (
     authority TEXT PRIMARY KEY, number INTEGER NOT NULL, this_update TEXT NOT NULL);
 """
+# A table of its own, so that an older release still writes into the same file (going back is one step, too)
+_KEYS = "CREATE TABLE IF NOT EXISTS keys (serial TEXT PRIMARY KEY, key_id TEXT NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Store:
         with closing(self._connect()) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute(_KEYS)
                 yield Books(connection)
             except BaseException:
                 connection.execute("ROLLBACK")
@@ -70,8 +73,9 @@ class Books:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def add(self, issued: Issued) -> None:
-        """Record a certificate."""
+    def add(self, issued: Issued, *, key_id: str) -> None:
+        """Record a certificate and the id of its public key (``profiles.key_id``)."""
+        self._connection.execute("INSERT INTO keys VALUES (?, ?)", (f"{issued.serial:x}", key_id))
         self._connection.execute(
             "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
@@ -89,6 +93,14 @@ class Books:
         """Return the certificate with this serial number, if this CA issued it."""
         rows = self._connection.execute("SELECT * FROM certificates WHERE serial = ?", (f"{serial:x}",))
         return next((_issued(row) for row in rows), None)
+
+    def of_key(self, key_id: str) -> tuple[Issued, ...]:
+        """Return the certificates of one key, oldest first; not those from before keys were booked."""
+        rows = self._connection.execute(
+            "SELECT certificates.* FROM certificates JOIN keys USING (serial) WHERE key_id = ? ORDER BY not_before",
+            (key_id,),
+        )
+        return tuple(_issued(row) for row in rows)
 
     def all(self) -> tuple[Issued, ...]:
         """Return every certificate, oldest first."""
