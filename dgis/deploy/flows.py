@@ -111,7 +111,8 @@ def _sftp(gateway: Host, guest: Guest, port: int, clients: tuple[Client, ...]) -
     route: Route = "ssh" if shared else "dnat"
     text = f"SFTP of {guest.name}" + (" on the port of HTTPS" if shared else "")
     inside = PortRange.one(SFTP_PORT)
-    return _door(gateway, guest, PortRange.one(port), inside, clients, text, route=route, name=SSH_NAME if shared else "")
+    name = SSH_NAME if shared else ""
+    return _door(gateway, guest, PortRange.one(port), inside, clients, text, route=route, name=name)
 
 
 def _dnat(

@@ -137,7 +137,8 @@ def _plain(node: yaml.Node) -> Any:
         return constructor.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
         line = node.start_mark.line + 1
-        raise SiteFileError((Finding(node.start_mark.name, line, f"cannot be read as plain values: {error}"),)) from None
+        text = f"cannot be read as plain values: {error}"
+        raise SiteFileError((Finding(node.start_mark.name, line, text),)) from None
 
 
 def _path(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[yaml.Node, yaml.Node | None]]:

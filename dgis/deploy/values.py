@@ -86,7 +86,7 @@ def _network(value: object) -> object:
         meant = f", or {ipaddress.IPv4Network(str(value), strict=False)} if you mean the network around it"
     except ValueError:
         meant = ""
-    raise ValueError(f'write an IPv4 network like 192.0.2.0/24, an address, or any{meant}') from None
+    raise ValueError(f"write an IPv4 network like 192.0.2.0/24, an address, or any{meant}") from None
 
 
 def _matching(pattern: str, hint: str) -> Any:
@@ -102,7 +102,10 @@ _LABEL = r"[a-z][a-z0-9-]{0,14}"
 _DOMAIN = r"(?=.{1,200}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+"
 _INTERFACE_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,14}"
 _TEXT = r"[^\x00-\x1f\x7f]{1,200}"
-_SSH_KEY = r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp256|sk-ssh-ed25519@openssh\.com) [A-Za-z0-9+/=]{40,}( [^\x00-\x1f\x7f]{1,100})?"
+_SSH_KEY = (
+    r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp256|sk-ssh-ed25519@openssh\.com) [A-Za-z0-9+/=]{40,}"
+    r"( [^\x00-\x1f\x7f]{1,100})?"
+)
 
 
 def _text_schema(pattern: str) -> WithJsonSchema:
@@ -112,15 +115,24 @@ def _text_schema(pattern: str) -> WithJsonSchema:
 Ports = Annotated[
     PortRange,
     BeforeValidator(_ports),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": r"^\d{1,5}\s*-\s*\d{1,5}$"}]}),
-]  # fmt: skip
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 65535},
+                {"type": "string", "pattern": r"^\d{1,5}\s*-\s*\d{1,5}$"},
+            ]
+        }
+    ),
+]
 Address = Annotated[IPv4Address, BeforeValidator(_address), WithJsonSchema({"type": "string", "format": "ipv4"})]
 InterfaceAddress = Annotated[
     IPv4Interface, BeforeValidator(_interface), WithJsonSchema({"type": "string", "pattern": r"^[0-9.]{7,15}/\d{1,2}$"})
 ]
 Net = Annotated[
-    IPv4Network, BeforeValidator(_network), WithJsonSchema({"type": "string", "pattern": r"^(any|[0-9.]{7,15}(/\d{1,2})?)$"})
-]  # fmt: skip
+    IPv4Network,
+    BeforeValidator(_network),
+    WithJsonSchema({"type": "string", "pattern": r"^(any|[0-9.]{7,15}(/\d{1,2})?)$"}),
+]
 Label = Annotated[
     str,
     _matching(_LABEL, "write a name of 1 to 15 small letters, digits and dashes that begins with a letter, like node1"),
@@ -135,8 +147,10 @@ InterfaceName = Annotated[
     _text_schema(_INTERFACE_NAME),
 ]
 Text = Annotated[
-    str, _matching(_TEXT, "write one line of at most 200 characters"), WithJsonSchema({"type": "string", "maxLength": 200})
-]  # fmt: skip
+    str,
+    _matching(_TEXT, "write one line of at most 200 characters"),
+    WithJsonSchema({"type": "string", "maxLength": 200}),
+]
 SshKey = Annotated[
     str,
     _matching(_SSH_KEY, "write a whole public key line, like ssh-ed25519 AAAA... name"),
