@@ -19,6 +19,7 @@ _COMMANDS = {
     "commit": ("dgis.cli.commit", "Storage commitment: what others asked of us, and asking another AE."),
     "conflicts": ("dgis.cli.conflicts", "Instances that came twice with different content."),
     "conformance": ("dgis.cli.conformance", "The DICOM Conformance Statement of a node."),
+    "deploy": ("dgis.cli.deploy", "A site from one file: guests, NAT, firewall, routes, and whether it is so."),
     "demo": ("dgis.cli.demo", "Bring up a grid, do the main job on real images, show it."),
     "echo": ("dgis.cli.echo", "C-ECHO to any AE."),
     "find": ("dgis.cli.find", "C-FIND: query any AE."),

@@ -1,8 +1,8 @@
 """The nftables rule set of one host. The program is the same for every site; what differs stands in its sets and maps.
 
 Since every variable thing is an element of a typed set, no text of a site file can become a rule, and a live rule set
-is compared with the file by comparing sets (`contents`). One file is one transaction: it declares, deletes and makes the
-table anew, so that it is idempotent, atomic, and touches nobody else's tables.
+is compared with the file by comparing sets (`contents`). One file is one transaction: it declares, deletes and makes a
+table anew, so it is idempotent, atomic, and touches nobody else's tables.
 """
 
 from __future__ import annotations

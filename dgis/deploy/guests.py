@@ -1,0 +1,64 @@
+"""Which guests run on a host: what libvirt or Xen says, or who answers when neither can be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Final, Literal
+
+from dgis.deploy.errors import HostError
+from dgis.deploy.machine import Machine
+from dgis.deploy.topology import Host, Site
+
+Means = Literal["virsh", "xl", "heartbeat"]
+# A guest whose kernel answers, with a connection or by refusing one, is alive; ssh runs in every guest of ours
+_BEAT: Final = """\
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def alive(address):
+    try:
+        socket.create_connection((address, 22), timeout=1.5).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
+asked = json.loads(sys.stdin.read())
+with ThreadPoolExecutor(max_workers=32) as pool:
+    print(json.dumps(list(pool.map(alive, asked))))
+"""
+
+
+def means_of(host: Host) -> Means:
+    """How a host of this kind is asked."""
+    return "virsh" if host.hypervisor == "kvm" else "xl"
+
+
+def running(site: Site, host: Host, machine: Machine, means: Means) -> frozenset[str]:
+    """The guests of the site file that run on a host now. Raises HostError when nobody can say."""
+    ask: dict[Means, Callable[[], frozenset[str]]] = {
+        "virsh": lambda: _virsh(machine),
+        "xl": lambda: _xl(machine),
+        "heartbeat": lambda: _heartbeat(site, host, machine),
+    }
+    declared = {guest.name for guest in site.guests_at(host)}
+    return ask[means]() & declared
+
+
+def _virsh(machine: Machine) -> frozenset[str]:
+    return frozenset(machine.run(("virsh", "--quiet", "list", "--name", "--state-running")).split())
+
+
+def _xl(machine: Machine) -> frozenset[str]:
+    """`xl list -l` is JSON; a guest that is shutting down or crashed is no longer listed as a domain with a name."""
+    domains = json.loads(machine.run(("xl", "list", "--long")))
+    return frozenset(domain["config"]["c_info"]["name"] for domain in domains if domain.get("domid") != 0)
+
+
+def _heartbeat(site: Site, host: Host, machine: Machine) -> frozenset[str]:
+    guests = site.guests_at(host)
+    said = machine.run(("python3", "-c", _BEAT), text=json.dumps([str(guest.address) for guest in guests]))
+    answers: list[bool] = json.loads(said)
+    if len(answers) != len(guests):
+        raise HostError("the heartbeat did not say something of every guest")
+    return frozenset(guest.name for guest, alive in zip(guests, answers, strict=True) if alive)
