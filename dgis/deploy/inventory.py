@@ -15,12 +15,14 @@ from typing import Any, Final
 
 import yaml
 
+from dgis.deploy import cloudinit
 from dgis.deploy.cloudinit import OPERATOR
 from dgis.deploy.libvirt import disks
 from dgis.deploy.requests import alt_names, sign_arguments
 from dgis.deploy.topology import Guest, Host, Service, Site
 
 HOSTS, VARS, SSH_CONFIG, KEYS = "hosts.yml", "host_vars", "ssh_config", "authorized_keys"
+NAMES: Final = "etc_hosts"
 ROLES: Final = ("dgis", "catalog", "storage", "front", "ca")
 _HEAD: Final = "# made from the site file by dgis deploy render; edit that, not this\n"
 _PRIVATE: Final = tuple(IPv4Network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
@@ -49,7 +51,7 @@ class Way:
 
 
 def files(site: Site) -> dict[str, str]:
-    """Every file of the inventory by its path below OUT: groups, variables, SSH's way to each, administrators' keys."""
+    """Every file of the inventory by its path below OUT: groups, variables, SSH's way to each, keys, /etc/hosts."""
     made = {
         f"inventory/{HOSTS}": _yaml(inventory(site)),
         f"inventory/{SSH_CONFIG}": ssh_config(site),
@@ -59,6 +61,7 @@ def files(site: Site) -> dict[str, str]:
         made[f"inventory/{VARS}/{name_of(site, host.name)}.yml"] = _yaml(host_vars(site, host))
     for guest in site.guests:
         made[f"inventory/{VARS}/{name_of(site, guest.name)}.yml"] = _yaml(guest_vars(site, guest))
+        made[f"inventory/{NAMES}/{name_of(site, guest.name)}"] = cloudinit.hosts(site, guest)
     return made
 
 
