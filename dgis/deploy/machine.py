@@ -6,16 +6,20 @@ that take what varies as arguments.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from dgis.deploy.errors import HostError, Unreachable
 
 _SSH: Final = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-_SSH_FAILED: Final = 255
+_SSH_FAILED, _NO_FILE = 255, 44
+_READ: Final = f'[ -e "$1" ] || exit {_NO_FILE}; cat "$1"'
 # Staged beside its place, flushed, then renamed: a reader sees the old text or the new one, also after a power cut
 _WRITE: Final = (
     'set -e; mkdir -p "$(dirname "$1")"; cat > "$1.new"; chmod "$2" "$1.new"; sync "$1.new"; mv "$1.new" "$1"'
@@ -32,51 +36,83 @@ class Machine:
     @classmethod
     def over_ssh(cls, target: str, *, port: int = 22) -> Machine:
         """A machine that this one reaches by ssh with a key (`user@host`)."""
-        return cls((*_SSH, "-p", str(port), target, "--"), quoted=True)
+        return cls((*_SSH, "-p", str(port), "--", target), quoted=True)
+
+    @classmethod
+    def behind(cls, prefix: Sequence[str]) -> Machine:
+        """A machine behind a command of the operator's, like `ssh me@there` or `ip netns exec there`."""
+        return cls(tuple(prefix), quoted=any(PurePosixPath(word).name == "ssh" for word in prefix))
 
     def run(self, argv: Sequence[str], *, text: str = "", timeout: float = 60.0) -> str:
         """Run a command with `text` as its input; returns what it printed. Raises HostError with its own words."""
         done = self.attempt(argv, text=text, timeout=timeout)
         if done.returncode != 0:
-            words = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-            raise HostError(f"{_short(argv)}: {words[-2000:]}")
+            words = _one_line(done.stderr or done.stdout) or f"exit code {done.returncode}"
+            raise HostError(f"{_short(argv)}: {words}")
         return done.stdout
 
     def attempt(
         self, argv: Sequence[str], *, text: str = "", timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """The same, with any exit code. Raises HostError when it is missing, hangs, or ssh does not get through."""
-        words = (shlex.join(argv),) if self.quoted else tuple(argv)
+        words = (*self.prefix, *((shlex.join(argv),) if self.quoted else argv))
         try:
-            done = subprocess.run(
-                (*self.prefix, *words), input=text, capture_output=True, text=True, timeout=timeout, check=False
-            )
+            # Bytes both ways: a text stream would hide carriage returns, and end at what is no UTF-8
+            done = subprocess.run(words, input=text.encode(), capture_output=True, timeout=timeout, check=False)
         except FileNotFoundError as error:
             raise HostError(f"{error.filename} is not installed here") from error
+        except PermissionError as error:
+            raise HostError(f"{error.filename} may not be run by this user") from error
         except subprocess.TimeoutExpired:
             raise HostError(f"{_short(argv)}: no answer within {timeout:g} s") from None
+        said, complaint = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         if self.quoted and done.returncode == _SSH_FAILED:
-            raise Unreachable(f"{self.prefix[-2]} does not answer: {done.stderr.strip()[-500:]}")
-        if done.returncode == 127 and self.quoted:
-            raise HostError(f"{argv[0]} is not installed on {self.prefix[-2]}")
-        return done
+            raise Unreachable(f"{shlex.join(self.prefix)} does not get through: {_one_line(complaint)}")
+        if self.prefix and done.returncode != 0 and _says_missing(argv[0], complaint):
+            raise HostError(f"{argv[0]} is not installed there ({shlex.join(self.prefix)})")
+        return subprocess.CompletedProcess(argv, done.returncode, said, complaint)
 
     def read(self, path: str) -> str | None:
-        """The text of a file, None when there is none."""
-        done = self.attempt(("cat", path))
+        """The text of a file, None when there is none. Raises HostError when it may not be read."""
+        done = self.attempt(("sh", "-c", _READ, "sh", path))
+        if done.returncode not in (0, _NO_FILE):
+            raise HostError(f"{path} cannot be read: {_one_line(done.stderr)}")
         return done.stdout if done.returncode == 0 else None
+
+    def digests(self, paths: Sequence[str]) -> dict[str, str]:
+        """SHA-256 of each file that is there, by path; `digest_of` says what that of a text would be."""
+        if not paths:
+            return {}
+        done = self.attempt(("sha256sum", "--zero", "--", *paths))
+        if done.returncode not in (0, 1):  # 1: some are not there
+            raise HostError(f"{_short(('sha256sum', *paths))}: {_one_line(done.stderr)}")
+        return {line[66:]: line[:64] for line in done.stdout.split("\0") if line}
 
     def write(self, path: str, content: str, *, mode: str = "0644") -> None:
         """Replace a file by rename; its directory is made."""
         self.run(("sh", "-c", _WRITE, "sh", path, mode), text=content)
 
-    def remove(self, path: str) -> None:
-        """Remove a file; one that is not there is fine."""
-        self.run(("rm", "-f", path))
+
+def digest_of(text: str) -> str:
+    """What `Machine.digests` says of a file with this text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _one_line(said: str) -> str:
+    """What a tool said, without the line breaks: an error of ours is one line."""
+    return "; ".join(line.strip() for line in said.strip().splitlines() if line.strip())[-2000:]
+
+
+def _says_missing(program: str, complaint: str) -> bool:
+    """How a shell (ssh), `ip netns exec` and `env` say that there is no such program."""
+    name = re.escape(program)
+    ways = rf'\b{name}: (command )?not found|exec of "{name}" failed: No such file|\b{name}\W{{1,3}} ?No such file'
+    return re.search(ways, complaint) is not None
 
 
 def _short(argv: Sequence[str]) -> str:
     """A command as an error names it: helper scripts without their text."""
     if len(argv) > 2 and argv[1] == "-c":
-        return shlex.join((argv[0], "...", *argv[3:5]))
+        rest = argv[3:]
+        return shlex.join((argv[0], "...", *rest[rest[:1] == argv[:1] :][:2]))
     return shlex.join(argv[:6])
