@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from certs import ca
+from certs.credential import Credential
 from dgis.deploy import names, requests
 from dgis.deploy.errors import DeployError
 from dgis.deploy.services import ETC, File
@@ -28,11 +29,23 @@ def issue(site: Site, home: Path, out: Path) -> tuple[str, ...]:
     made = []
     for guest in site.guests:
         for service in guest.services:
-            if service.role in GRID_ROLES and not _cert(out, guest, service).exists():
-                _issue(site, home, out, guest, service)
-                made.append(f"{guest.name}/{service.directory}.cert.pem")
+            if service.role not in GRID_ROLES:
+                continue
+            cert = _cert(out, guest, service)
+            if cert.exists():
+                _check_whose(site, cert, service)
+                continue
+            _issue(site, home, out, guest, service)
+            made.append(f"{guest.name}/{cert.name}")
     _copy_trust(home / _TRUST, out / _TRUST)
     return tuple(made)
+
+
+def _check_whose(site: Site, cert: Path, service: Service) -> None:
+    """A directory is one site's: in another one's a guest of the same name would get the wrong certificate."""
+    found, wanted = Credential(cert, cert).dn(), names.subject(site, service.name)
+    if found != wanted:
+        raise DeployError(f"{cert} is {found}'s, not {wanted}'s: name a directory of this site's own by --out")
 
 
 def _issue(site: Site, home: Path, out: Path, guest: Guest, service: Service) -> None:

@@ -35,10 +35,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Vantage:
-    """A place from which connections are tried: `host`, `outside`, `lan`, or the name of a guest."""
+    """A place from which connections are tried: `host`, `outside`, `lan`, or the name of a guest.
+
+    `seen` is the address that the site sees of it, where that is not its own (NAT on the way).
+    """
 
     name: str
     machine: Machine
+    seen: IPv4Address | None = None
 
 
 def of_host(plan: HostPlan, way: Way) -> Iterator[Row]:
@@ -65,7 +69,7 @@ def _from(plan: HostPlan, flows: Flows, vantage: Vantage) -> tuple[Try, ...]:
     targets = {door.address if inside else door.public for door in flows.doors if door.host == plan.host.name}
     if not targets:
         return ()
-    seen = source_address(vantage.machine, min(targets))
+    seen = vantage.seen or source_address(vantage.machine, min(targets))
     return probes.of_doors(plan, flows, seen, inside=inside)
 
 

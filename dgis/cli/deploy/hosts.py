@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -97,8 +98,8 @@ def apply(
 @click.argument("file", metavar="FILE", type=FILE)
 @_machine_options
 @click.option(
-    "--vantage", "vantages", multiple=True, metavar="NAME=COMMAND",
-    help="Try from there too: outside, lan, or a guest's name; COMMAND goes before what is run, as ssh does.",
+    "--vantage", "vantages", multiple=True, metavar="NAME[@ADDRESS]=COMMAND",
+    help="Try from there too: outside, lan, or a guest's name; COMMAND goes before what is run, as ssh does; ADDRESS is what the site sees of it behind NAT.",
 )  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Show what is as written, too, not only drift.")
 @format_option
@@ -145,7 +146,12 @@ def _vantages(given: tuple[str, ...]) -> Iterator[Any]:
         words = tuple(shlex.split(command))
         if not (name and equals and words):
             raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="--vantage")
-        yield Vantage(name, Machine(words, quoted=words[0].rsplit("/", 1)[-1] == "ssh"))
+        name, at, address = name.partition("@")
+        try:
+            seen = IPv4Address(address) if at else None
+        except ValueError:
+            raise click.BadParameter(f"{address} is no IPv4 address", param_hint="--vantage") from None
+        yield Vantage(name, Machine(words, quoted=words[0].rsplit("/", 1)[-1] == "ssh"), seen)
 
 
 def _tried(verifying: Any, site: Site, derived: Any, wanted: Any, vantage: Any) -> list[Any]:
