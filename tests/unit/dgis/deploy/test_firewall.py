@@ -303,7 +303,8 @@ def test_csv_has_every_row_and_no_formula(site: Site) -> None:
         assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in line)
         assert (cells["number"], cells["direction"]) == (str(row.number), row.direction)
         assert (cells["protocol"], cells["ports"]) == (row.protocol, str(row.ports))
-        assert cells["purpose"].removeprefix("'") == " ".join(row.purpose.split())
+        said = " ".join(row.purpose.split())
+        assert cells["purpose"] == (f"'{said}" if said.startswith(("=", "+", "-", "@")) else said)
         assert cells["encrypted"] and cells["authenticated"] and cells["initiated_by"]
 
 
