@@ -87,9 +87,10 @@ def plan(site: Site, flows: Flows, host: Host, *, running: frozenset[str] | None
     inner = (host.inner.interface,) if host.inner is not None else ()
     bridges = tuple(network.bridge for network in host.networks)
     here = {guest.name for guest in site.guests_through(host)}
-    front = _front(site, host, doors)
-    if front is not None and front.guest is not None and running is not None and front.guest not in running:
-        front = None
+    shared = _front(site, site.host(host.gateway), doors)
+    if shared is not None and shared.guest is not None and running is not None and shared.guest not in running:
+        shared = None
+    front = shared if host.behind is None else None
     return HostPlan(
         site=site.name,
         host=host,
@@ -99,7 +100,7 @@ def plan(site: Site, flows: Flows, host: Host, *, running: frozenset[str] | None
         guest_networks=tuple(sorted(site.guest_networks)),
         neighbours=_neighbours(site, host),
         translations=tuple(sorted(_translations(site, host, doors, front))),
-        admitted=disjoint(_admitted(site, host, doors, front, here)),
+        admitted=disjoint(_admitted(site, host, doors, shared, here)),
         leaving=disjoint(_leaving(site, host, flows, here)),
         inputs=disjoint(_inputs(site, host, front)),
         hairpins=tuple((name, name) for name in (*bridges, *inner)),
@@ -154,8 +155,9 @@ def _translations(site: Site, host: Host, doors: tuple[Door, ...], front: Front 
 
 
 def _admitted(
-    site: Site, host: Host, doors: tuple[Door, ...], front: Front | None, here: set[str]
+    site: Site, host: Host, doors: tuple[Door, ...], shared: Front | None, here: set[str]
 ) -> Iterator[Permission]:
+    """Ways to guests `here`; `shared` is the front of the gateway, which may be in a guest of a host behind it."""
     for door in doors:
         guest = site.guest(door.guest)
         target = IPv4Network(guest.address)
@@ -167,10 +169,10 @@ def _admitted(
         else:
             for source in _front_sources(site, host, guest):
                 yield Permission(source, target, "tcp", door.inside)
-    if front is not None and front.guest is not None:
-        for route in front.routes:
-            for source in route.sources:
-                yield Permission(source, IPv4Network(front.address), "tcp", PortRange.one(front.port))
+    if shared is not None and shared.guest in here:
+        gateways = _gateways(site, host, site.guest(shared.guest))
+        for source in (*(source for route in shared.routes for source in route.sources), *gateways):
+            yield Permission(source, IPv4Network(shared.address), "tcp", PortRange.one(shared.port))
     yield from _front_passes(site, host, doors)
 
 

@@ -1,0 +1,194 @@
+"""Where a connection must end at a site, said by its document alone: what every rule set has to come down to.
+
+Answers with an `End`, or with None where the file leaves it open: a client of a door may also come straight to the
+guest from another bridge, or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Literal
+
+from tests.helpers.sitedoors import Door, Doors
+from tests.helpers.sitefacts import Document, Facts, Guest, Host, network
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where a connection ends: at a port of a guest, at the host itself, away from the site, or nowhere."""
+
+    kind: Literal["guest", "host", "away", "closed"]
+    name: str = ""
+    port: int = 0
+
+
+CLOSED, AWAY = End("closed"), End("away")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a connection asks for, before any translation."""
+
+    target: IPv4Address
+    protocol: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """One site."""
+
+    facts: Facts
+    doors: Doors
+
+    @classmethod
+    def of(cls, document: Document) -> Oracle:
+        facts = Facts.read(document)
+        return cls(facts, Doors(facts))
+
+    # From where
+
+    def from_beyond(self, host: Host, source: IPv4Address, call: Call) -> End:
+        """One that reaches a host from a network that is not the site's."""
+        if call.target not in host.own and not self._translated(host, call):
+            return CLOSED  # guests have no address outside, and a host is no router for others
+        end = self._at(host, source, call)
+        if end.kind == "guest" and self.facts.hosts[self.facts.guests[end.name].host] is not host:
+            # What a host behind would answer by its own LAN cannot have come by its gateway
+            behind = self.facts.hosts[self.facts.guests[end.name].host]
+            if behind.lan is not None and behind.way(source) == behind.lan.interface:
+                return CLOSED
+        return end
+
+    def from_guest(self, guest: Guest, call: Call) -> End | None:
+        """One of a guest."""
+        host, target = self.facts.hosts[guest.host], call.target
+        if target in guest.bridge.cidr and target != guest.bridge.gateway:
+            return End("guest", self._name_at(target), call.port)  # neighbours on a bridge
+        if target in host.own or self._translated(host, call):
+            return self._at(host, guest.address, call)
+        if any(target in net for net in self.facts.guest_networks):
+            return self._straight(guest.address, call, front=guest)
+        if not self.doors.may_leave(guest, target, call.protocol, call.port):
+            return CLOSED
+        gateway = self.facts.gateway_of(guest)
+        if host is not gateway and host.way(target) in host.outer:
+            return AWAY
+        return self._beyond(gateway, guest.address, call)
+
+    def from_host(self, host: Host, call: Call) -> End | None:
+        """One of a host itself, which nothing holds back there."""
+        target = call.target
+        if target in host.own:
+            door = self._door(host, call)
+            if door is not None:
+                return End("guest", door.guest, door.leads(call.port))
+            front = self._front_guest(host, call)
+            return front or End("host", host.name, call.port)
+        if any(target in bridge.cidr for bridge in host.bridges):
+            return End("guest", self._name_at(target), call.port)
+        address = host.address_at(host.way(target))
+        if any(target in net for net in self.facts.guest_networks):
+            return self._from_gateway(host, address, call)
+        if host.way(target) in host.outer and target == host.public:
+            return AWAY  # its other address is the firewall's outside
+        gateway = self.facts.hosts[host.gateway]
+        if host is not gateway and host.way(target) in host.outer:
+            return AWAY
+        return self._beyond(gateway, address, call)
+
+    # What then
+
+    def _translated(self, host: Host, call: Call) -> bool:
+        """Whether a call is for this host at the address that only the firewall outside has."""
+        front = (call.protocol, call.port) == ("tcp", host.front) and bool(self.doors.routes(host))
+        return call.target == host.public and (front or self._door(host, call) is not None)
+
+    def _at(self, host: Host, source: IPv4Address, call: Call) -> End:
+        """At an address of a host, for a source as it sees it."""
+        door = self._door(host, call)
+        if door is not None:
+            inside = door.leads(call.port)
+            served = self.doors.serves(door.guest, call.protocol, inside, source)
+            return End("guest", door.guest, inside) if served else CLOSED
+        front = self._front_guest(host, call)
+        routes = self.doors.routes(host)
+        if front is not None:
+            return front if self._client(routes, source) else CLOSED
+        own = (call.protocol, call.port) == ("tcp", host.front) and self.facts.front_of(host) is None
+        if own and self._client(routes, source):
+            return End("host", host.name, call.port)
+        if (call.protocol, call.port) == ("tcp", host.ssh) and call.target in host.own and self._admin(host, source):
+            return End("host", host.name, call.port)
+        return CLOSED
+
+    def _door(self, host: Host, call: Call) -> Door | None:
+        for door in self.doors.every:
+            at = (door.host, door.protocol) == (host.name, call.protocol) and call.target in door.addresses
+            if at and call.port in door and not door.name:
+                return door
+        return None
+
+    def _front_guest(self, host: Host, call: Call) -> End | None:
+        """The guest behind the shared port, where a call is for it."""
+        front = self.facts.front_of(host)
+        at = host.uplink is not None and call.target in (host.uplink.ip, host.public)
+        if front is None or not at or (call.protocol, call.port) != ("tcp", host.front) or not self.doors.routes(host):
+            return None
+        return End("guest", front.name, host.front)
+
+    def _client(self, routes: Iterable[Door], source: IPv4Address) -> bool:
+        return any(source in net for door in routes for net in self.doors.clients(door))
+
+    def _admin(self, host: Host, source: IPv4Address) -> bool:
+        wires = (other.inner for other in self.facts.hosts.values() if other.gateway == host.gateway)
+        around = {wire.ip for wire in wires if wire is not None}
+        return source in around or any(source in network(each) for each in self.facts.document["admins"])
+
+    def _straight(self, source: IPv4Address, call: Call, front: Guest | None = None) -> End | None:
+        """To a guest's own address from another bridge: open to none but those who might use its door."""
+        guest = self.facts.guest_at(call.target)
+        if guest is None:
+            return CLOSED
+        gateway = self.facts.gateway_of(guest)
+        if front is not None and front is self.facts.front_of(gateway):
+            ends = [door for door in self.doors.routes(gateway) if door.guest == guest.name]
+            if call.protocol == "tcp" and any(call.port == door.inside for door in ends):
+                return End("guest", guest.name, call.port)
+        return None if self.doors.serves(guest.name, call.protocol, call.port, source) else CLOSED
+
+    def _from_gateway(self, host: Host, address: IPv4Address, call: Call) -> End | None:
+        """A host's own connection to a guest of another one: the front's must come through."""
+        for other in self.facts.hosts.values():
+            if other.gateway == host.name and call.target in other.own:
+                return self._at(other, address, call)
+        guest = self.facts.guest_at(call.target)
+        if guest is None or self.facts.gateway_of(guest) is not host:
+            return self._straight(address, call)
+        ends = [door for door in self.doors.every if door.guest == guest.name and door.protocol == call.protocol]
+        if self.facts.front_of(host) is None and any(door.name and door.inside == call.port for door in ends):
+            return End("guest", guest.name, call.port)
+        return None if any(door.has_inside(call.port) for door in ends) else CLOSED
+
+    def _beyond(self, gateway: Host, source: IPv4Address, call: Call) -> End:
+        """Further on at the gateway, for one who may leave."""
+        if call.target in gateway.own or self._translated(gateway, call):
+            return self._at(gateway, source, call)
+        for other in self.facts.hosts.values():
+            if other.gateway == gateway.name and other.inner is not None and call.target == other.inner.ip:
+                return self._at(other, source, call)
+        for other in self.facts.gateways:
+            if other is not gateway and other.uplink is not None and call.target in (other.uplink.ip, other.public):
+                return self.from_beyond(other, self.seen_as(gateway, call.target), call)
+        return AWAY
+
+    def seen_as(self, gateway: Host, target: IPv4Address) -> IPv4Address:
+        """Whose address a gateway's connections have at a target: the firewall outside translates what passes it."""
+        assert gateway.uplink is not None and gateway.public is not None
+        return gateway.uplink.ip if target in gateway.uplink.address.network else gateway.public
+
+    def _name_at(self, address: IPv4Address) -> str:
+        guest = self.facts.guest_at(address)
+        return guest.name if guest is not None else ""

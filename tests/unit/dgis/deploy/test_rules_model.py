@@ -1,0 +1,86 @@
+"""Rule sets as they are rendered, led through models of nftables and iptables, against what the site file says."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from dgis.deploy import flows, iptables, nat, plan, topology
+from dgis.deploy.model import SiteFile
+from dgis.deploy.plan import HostPlan
+from tests.helpers import sitefiles
+from tests.helpers.iptmodel import IptRules
+from tests.helpers.nftmodel import NftRules
+from tests.helpers.packets import Firewall
+from tests.helpers.sitefacts import Facts
+from tests.helpers.siteoracle import CLOSED, Call, End
+from tests.helpers.sitewalk import Arrival, Walk
+
+PUBLIC, STRANGER, PEER = "198.51.100.10", IPv4Address("9.9.9.9"), IPv4Address("203.0.113.5")
+both = pytest.mark.parametrize("kind", ("nft", "iptables"))
+
+
+def walk(document: dict[str, Any], kind: str) -> Walk:
+    """The site with its rule sets of one kind in force."""
+    site = topology.resolve(SiteFile.model_validate(document))
+    known = flows.derive(site)
+    return Walk(Facts.read(document), {host.name: read(plan.plan(site, known, host), kind) for host in site.hosts})
+
+
+def read(made: HostPlan, kind: str) -> Firewall:
+    """A host's plan as one kind of text, read by that kind's model."""
+    return NftRules.parse(nat.ruleset(made)) if kind == "nft" else IptRules.parse(iptables.ruleset(made))
+
+
+def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any) -> dict[str, Any]:
+    """A small valid document: host0 has the public address, the others are behind it, each with one network."""
+    tables: list[dict[str, Any]] = []
+    for number in range(hosts):
+        network = {"name": "n", "bridge": "br0", "cidr": f"10.77.{number}.0/24"}
+        tables.append({"name": f"host{number}", "networks": [network]})
+        tables[-1]["inner"] = {"interface": "eth2", "address": f"10.99.0.{number + 1}/24"}
+        tables[-1] |= {"behind": "host0"} if number else {"uplink": {"interface": "eth0", "address": f"{PUBLIC}/24"}}
+    far = [{"name": "gate", "roles": ["dgis"]}, {"name": "store", "roles": ["storage"]}]
+    document = {
+        "site": "here",
+        "organisation": "Grid",
+        "domain": "here.example",
+        "hypervisor": {"kind": "kvm"},
+        "admins": ["192.0.2.0/28"],
+        "admin_keys": [sitefiles.KEY],
+        "hosts": tables,
+        "guests": [
+            {"name": f"g{number}", "host": "host0", "address": _address(number, guest)} | guest
+            for number, guest in enumerate(guests)
+        ],
+        "peers": [
+            {"site": f"peer{n}", "domain": f"peer{n}.example", "address": f"203.0.113.{n + 5}", "guests": far}
+            for n in range(peers)
+        ],
+    } | changes
+    assert sitefiles.fits(document)
+    return document
+
+
+def _address(number: int, guest: dict[str, Any]) -> str:
+    return f"10.77.{str(guest.get('host', 'host0'))[-1]}.{number + 10}"
+
+
+def tcp(target: str, port: int) -> Call:
+    return Call(IPv4Address(target), "tcp", port)
+
+
+def from_beyond(rules: Walk, source: IPv4Address, call: Call) -> Arrival:
+    return rules.from_beyond(rules.facts.hosts["host0"], source, call)
+
+
+# What was wrong once
+
+
+@both
+def test_a_front_on_a_host_behind_lets_its_clients_in(kind: str) -> None:
+    rules = walk(site({"host": "host1", "roles": ["front"]}, {"roles": ["storage"]}, hosts=2, peers=1), kind)
+    assert from_beyond(rules, PEER, tcp(PUBLIC, 443)).end == End("guest", "g0", 443)
+    assert from_beyond(rules, STRANGER, tcp(PUBLIC, 443)).end == CLOSED
