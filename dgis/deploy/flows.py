@@ -284,7 +284,8 @@ def _peer_exits(site: Site, guest: Guest, peer: Peer) -> Iterator[Exit]:
         yield to(PortRange.one(peer.front_port), "HTTPS of the VO's catalog")
     for far in peer.guests:
         if far.service("storage") is not None:
-            yield to(PortRange.one(peer.front_port), f"HTTPS of storage at {peer.site}")
+            if not far.stock:
+                yield to(PortRange.one(peer.front_port), f"HTTPS of storage at {peer.site}")
             if far.gridftp is not None:
                 yield to(PortRange.one(far.gridftp.control), f"GridFTP control at {peer.site}")
                 yield to(far.gridftp.data, f"GridFTP data at {peer.site}, towards it")

@@ -17,6 +17,7 @@ from dgis.deploy.values import (
     InterfaceName,
     Label,
     Net,
+    Organisation,
     Port,
     Ports,
     Protocol,
@@ -247,7 +248,7 @@ class SiteFile(Table):
 
     site: Label
     title: Text = ""
-    organisation: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^/\\'\"*\x00-\x1f\x7f]+$")]
+    organisation: Organisation
     domain: DomainName
     hypervisor: HypervisorTable
     admins: Annotated[tuple[Net, ...], Field(min_length=1)]

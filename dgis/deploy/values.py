@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from certs.dn import DN
+from certs.errors import CertsError
 from dgis.config import Size
 
 Protocol = Literal["tcp", "udp"]
@@ -89,6 +91,27 @@ def _network(value: object) -> object:
     raise ValueError(f"write an IPv4 network like 192.0.2.0/24, an address, or any{meant}") from None
 
 
+def _text(value: object) -> object:
+    if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
+        raise ValueError("write one line of at most 200 printable characters")
+    return value
+
+
+def _organisation(value: object) -> object:
+    """What the authority takes as O= (its signing policies are read by tools that split at these characters)."""
+    fits = isinstance(value, str) and 1 <= len(value) <= 64 and value.isprintable() and value.strip(". ") == value
+    if not fits or set(str(value)) & set("/\\'\"*"):
+        raise ValueError("write 1 to 64 characters without / \\ ' \" *, no blank or dot at either end")
+    return value
+
+
+def _subject(value: object) -> object:
+    try:
+        return str(DN.parse(str(value)))
+    except CertsError as error:
+        raise ValueError(f"write a certificate subject like /O=Grid/OU=People/CN=name: {error}") from None
+
+
 def _matching(pattern: str, hint: str) -> Any:
     def check(value: object) -> object:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
@@ -101,10 +124,9 @@ def _matching(pattern: str, hint: str) -> Any:
 _LABEL = r"[a-z][a-z0-9-]{0,14}"
 _DOMAIN = r"(?=.{1,200}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+"
 _INTERFACE_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,14}"
-_TEXT = r"[^\x00-\x1f\x7f]{1,200}"
 _SSH_KEY = (
     r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp256|sk-ssh-ed25519@openssh\.com) [A-Za-z0-9+/=]{40,}"
-    r"( [^\x00-\x1f\x7f]{1,100})?"
+    r"( [\x20-\x7e]{1,100})?"
 )
 
 
@@ -146,21 +168,16 @@ InterfaceName = Annotated[
     _matching(_INTERFACE_NAME, "write an interface name of at most 15 characters, like eth0 or dgisbr0"),
     _text_schema(_INTERFACE_NAME),
 ]
-Text = Annotated[
-    str,
-    _matching(_TEXT, "write one line of at most 200 characters"),
-    WithJsonSchema({"type": "string", "maxLength": 200}),
+Text = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 200})]
+Organisation = Annotated[
+    str, BeforeValidator(_organisation), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 64})
 ]
 SshKey = Annotated[
     str,
     _matching(_SSH_KEY, "write a whole public key line, like ssh-ed25519 AAAA... name"),
     WithJsonSchema({"type": "string"}),
 ]
-Subject = Annotated[
-    str,
-    _matching(r"(/[A-Za-z]+=[^/\"\x00-\x1f\x7f]+)+", "write a certificate subject like /O=Grid/OU=People/CN=name"),
-    WithJsonSchema({"type": "string"}),
-]
+Subject = Annotated[str, BeforeValidator(_subject), WithJsonSchema({"type": "string", "pattern": "^/"})]
 Bytes = Annotated[Size, WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]})]
 Port = Annotated[int, Field(ge=1, le=65535)]
 

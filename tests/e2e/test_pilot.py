@@ -43,6 +43,7 @@ VIEWERS = {
     "KPACS3": "172.16.8.70/24",
 }
 DGIS = {"CESNET": "198.51.100.10", "LF1": "203.0.113.20", "UVN": "172.16.8.130"}
+HOSTS = {"cesnet": "xen1", "lf1": "xen1", "uvn": "kvm1"}
 SMALL = ("--rows", "128", "--cols", "128")
 
 
@@ -173,10 +174,9 @@ def test_what_the_files_name_is_open_and_nothing_else(pilot: Pilot, tmp_path: Pa
     seen = {"cesnet": "198.51.100.10", "lf1": "203.0.113.20", "uvn": "203.0.113.130"}
     with wiki.serve_echo([80]):
         for name, viewer, other in (("cesnet", "KPACS1", "lf1"), ("lf1", "KPACS2", "uvn"), ("uvn", "KPACS3", "cesnet")):
-            peer = ("outside", pilot.world.node(other, "node"), seen[other])
+            peer = ("outside", pilot.world.node(other, HOSTS[other]), seen[other])
             node, lan = ("node", pilot.world.node(name, "node"), ""), ("lan", pilot.viewers[viewer], "")
-            host = "kvm1" if name == "uvn" else "xen1"
-            found = rows(pilot, name, host, ("outside", pilot.world.outside, ""), peer, node, lan)
+            found = rows(pilot, name, HOSTS[name], ("outside", pilot.world.outside, ""), peer, node, lan)
             assert [row for row in found if row.state == "drift"] == []
             tried = [row for row in found if row.check == "way"]
             assert sum(row.expected == "closed" for row in tried) > 60
@@ -246,7 +246,7 @@ def test_a_guest_moves_while_images_come_and_go(pilot: Pilot, tmp_path: Path) ->
     assert pilot.find("KPACS2", "LF1", "PatientName=*")
     at_home = pilot.move("KPACS2", "LF1", wanted[0].study_uid, tmp_path / "again")
     assert same(wanted, at_home)
-    peer = ("outside", world.node("uvn", "node"), "203.0.113.130")
+    peer = ("outside", world.node("uvn", "kvm1"), "203.0.113.130")
     found = rows(pilot, "lf1", "xen1", ("outside", world.outside, ""), peer)
     assert [row for row in found if row.state == "drift"] == []
 

@@ -99,7 +99,7 @@ def apply(
 @_machine_options
 @click.option(
     "--vantage", "vantages", multiple=True, metavar="NAME[@ADDRESS]=COMMAND",
-    help="Try from there too: outside, lan, or a guest's name; COMMAND goes before what is run, as ssh does; ADDRESS is what the site sees of it behind NAT.",
+    help="Try from there too: outside, lan, or a guest's name; COMMAND goes before what is run, as ssh does; ADDRESS is how the site sees it.",
 )  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Show what is as written, too, not only drift.")
 @format_option
