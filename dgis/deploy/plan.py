@@ -164,7 +164,8 @@ def _admitted(
         if guest.name not in here:
             continue
         if door.route == "dnat":
-            for source in (*(client.network for client in door.clients), *_gateways(site, host, guest)):
+            gateways = _gateways(site, host, guest) if door.host != host.name else ()
+            for source in (*(client.network for client in door.clients), *gateways):
                 yield Permission(source, target, door.protocol, door.inside)
         else:
             for source in _front_sources(site, host, guest):
@@ -177,11 +178,14 @@ def _admitted(
 
 
 def _gateways(site: Site, host: Host, guest: Guest) -> tuple[IPv4Network, ...]:
-    """On a host behind: its gateway, which stands for itself and for guests whose way back it has to keep."""
+    """On a host behind: its gateway, which stands for itself and for guests whose way back it has to keep.
+
+    What the gateway itself sends to its public address has that one as its source, too.
+    """
     gateway = site.gateway_of(guest)
-    if host.behind is None or gateway.inner is None:
+    if host.behind is None:
         return ()
-    return (IPv4Network(gateway.inner.ip),)
+    return tuple(IPv4Network(wire.ip) for wire in (gateway.inner, gateway.uplink) if wire is not None)
 
 
 def _front_sources(site: Site, host: Host, guest: Guest) -> tuple[IPv4Network, ...]:

@@ -111,7 +111,7 @@ class Walk:
             if other is not host and other.uplink is not None and call.target in (other.uplink.ip, other.public):
                 assert host.uplink is not None and host.public is not None
                 near = call.target in host.uplink.address.network or source != host.uplink.ip
-                return self._arrive(other, other.uplink.interface, source if near else host.public, call, seen)
+                return self._arrive(other, other.uplink.interface, source if near else host.public, call, ())
         return Arrival(End("away"), source, seen)
 
     def _guest_end(self, call: Call) -> End:

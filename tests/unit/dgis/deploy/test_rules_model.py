@@ -84,3 +84,21 @@ def test_a_front_on_a_host_behind_lets_its_clients_in(kind: str) -> None:
     rules = walk(site({"host": "host1", "roles": ["front"]}, {"roles": ["storage"]}, hosts=2, peers=1), kind)
     assert from_beyond(rules, PEER, tcp(PUBLIC, 443)).end == End("guest", "g0", 443)
     assert from_beyond(rules, STRANGER, tcp(PUBLIC, 443)).end == CLOSED
+
+
+@both
+def test_a_host_reaches_by_its_own_public_address_what_runs_behind_it(kind: str) -> None:
+    guest = {"host": "host1", "forwards": [{"public": 8080, "guest": 80, "from": ["203.0.113.5"]}]}
+    rules = walk(site(guest, hosts=2), kind)
+    assert rules.from_host(rules.facts.hosts["host0"], tcp(PUBLIC, 8080)).end == End("guest", "g0", 80)
+    assert rules.from_host(rules.facts.hosts["host1"], tcp(PUBLIC, 8080)).end == CLOSED
+
+
+@both
+def test_a_host_behind_that_uses_a_door_to_its_own_guest_is_answered(kind: str) -> None:
+    guest = {"host": "host1", "forwards": [{"public": 8080, "guest": 80, "from": ["any"]}]}
+    rules = walk(site(guest, hosts=2), kind)
+    call = tcp(PUBLIC, 8080)
+    arrival = rules.from_host(rules.facts.hosts["host1"], call)
+    assert arrival.end == End("guest", "g0", 80) and rules.answered(arrival, call)
+    assert arrival.source == IPv4Address("10.99.0.1"), "by the gateway, which translates the answer"
