@@ -59,9 +59,9 @@ def _nat(plan: HostPlan) -> Iterator[str]:
     # POSTROUTING sees no incoming interface here: an answer that would not come back is known by its addresses
     for translation in plan.translations:
         if any(translation.target in network for network in plan.guest_networks):
-            for network in plan.guest_networks:
+            for source in (*plan.guest_networks, *plan.neighbours):
                 ports = _ports(translation.protocol, translation.inside)
-                match = f"-s {network} -d {translation.target} {ports} -m conntrack --ctstate DNAT"
+                match = f"-s {source} -d {translation.target} {ports} -m conntrack --ctstate DNAT"
                 yield f"DGIS-POSTROUTING {match} -j MASQUERADE"
 
 
