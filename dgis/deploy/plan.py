@@ -211,7 +211,20 @@ def _leaving(site: Site, host: Host, flows: Flows, here: set[str]) -> Iterator[P
         if way.guest in here and way.target not in own:
             if any(way.target.subnet_of(network) for network in site.guest_networks):
                 continue
-            yield Permission(IPv4Network(site.guest(way.guest).address), way.target, way.protocol, way.ports)
+            guest = site.guest(way.guest)
+            for target in _outward(site, guest, way.target):
+                yield Permission(IPv4Network(guest.address), target, way.protocol, way.ports)
+
+
+def _outward(site: Site, guest: Guest, target: IPv4Network) -> tuple[IPv4Network, ...]:
+    """A network that a guest may connect to: anywhere, for one in the DMZ, does not mean the institution's LANs."""
+    if site.network_of(guest).zone != "dmz":
+        return (target,)
+    left = [target]
+    for lan in widest(net for host in site.hosts if host.lan is not None for net in host.lan.reach):
+        if lan.subnet_of(target) and lan != target:
+            left = [part for each in left for part in (each.address_exclude(lan) if lan.subnet_of(each) else (each,))]
+    return tuple(left)
 
 
 def _inputs(site: Site, host: Host, front: Front | None) -> Iterator[Permission]:

@@ -161,9 +161,11 @@ class Oracle:
 
     def _from_gateway(self, host: Host, address: IPv4Address, call: Call) -> End | None:
         """A host's own connection to a guest of another one: the front's must come through."""
-        for other in self.facts.hosts.values():
-            if other.gateway == host.name and call.target in other.own:
-                return self._at(other, address, call)
+        owner = next(h for h in self.facts.hosts.values() if any(call.target in bridge.cidr for bridge in h.bridges))
+        if owner.gateway != host.gateway:
+            return AWAY  # another gateway's guests have no address here
+        if call.target in owner.own and host.gateway in (host.name, owner.name):
+            return self._at(owner, address, call)
         guest = self.facts.guest_at(call.target)
         if guest is None or self.facts.gateway_of(guest) is not host:
             return self._straight(address, call)

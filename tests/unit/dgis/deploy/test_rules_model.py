@@ -15,7 +15,7 @@ from tests.helpers.iptmodel import IptRules
 from tests.helpers.nftmodel import NftRules
 from tests.helpers.packets import Firewall
 from tests.helpers.sitefacts import Facts
-from tests.helpers.siteoracle import CLOSED, Call, End
+from tests.helpers.siteoracle import AWAY, CLOSED, Call, End
 from tests.helpers.sitewalk import Arrival, Walk
 
 PUBLIC, STRANGER, PEER = "198.51.100.10", IPv4Address("9.9.9.9"), IPv4Address("203.0.113.5")
@@ -102,3 +102,18 @@ def test_a_host_behind_that_uses_a_door_to_its_own_guest_is_answered(kind: str) 
     arrival = rules.from_host(rules.facts.hosts["host1"], call)
     assert arrival.end == End("guest", "g0", 80) and rules.answered(arrival, call)
     assert arrival.source == IPv4Address("10.99.0.1"), "by the gateway, which translates the answer"
+
+
+@both
+def test_a_guest_in_the_dmz_that_may_go_anywhere_may_not_reach_in(kind: str) -> None:
+    document = site({"egress": [{"to": "any", "ports": 443}]}, resolvers=["10.20.0.53"])
+    document["hosts"][0]["networks"][0]["zone"] = "dmz"
+    lan = {"interface": "eth1", "address": "10.20.1.10/24", "gateway": "10.20.1.1", "networks": ["10.20.0.0/16"]}
+    document["hosts"][0]["lan"] = lan
+    rules = walk(document, kind)
+    guest = rules.facts.guests["g0"]
+    for target in ("9.9.9.9", "10.19.255.255", "10.21.0.0"):
+        assert rules.from_guest(guest, tcp(target, 443)).end == AWAY
+    for target in ("10.20.0.0", "10.20.1.77", "10.20.4.31", "10.20.255.255"):
+        assert rules.from_guest(guest, tcp(target, 443)).end == CLOSED
+    assert rules.from_guest(guest, tcp("10.20.0.53", 53)).end == AWAY, "what is named for every guest"
