@@ -119,8 +119,8 @@ def _front(site: Site, host: Host, doors: tuple[Door, ...]) -> Front | None:
     routes: dict[str, FrontRoute] = {}
     for door in doors:
         if door.host == host.name and door.route != "dnat":
-            sources = tuple(client.network for client in door.clients)
-            if any(client.side == "site" for client in door.clients):
+            sources = _sources(site, door)
+            if any(IPv4Network(guest.address) in sources for guest in site.guests):
                 sources += _masks(site, host)
             target = site.guest(door.guest).address
             routes[door.name] = FrontRoute(door.name, target, door.inside.first, widest(sources))
@@ -129,6 +129,22 @@ def _front(site: Site, host: Host, doors: tuple[Door, ...]) -> Front | None:
     guest = site.front_of(host)
     address = guest.address if guest is not None else host.uplink.ip
     return Front(host.front_port, guest.name if guest else None, address, tuple(routes.values()))
+
+
+def _sources(site: Site, door: Door) -> tuple[IPv4Network, ...]:
+    """Where the clients of a door come from, as its host sees them.
+
+    A guest of another gateway comes by that one's addresses: which of them shows depends on the way between the two.
+    """
+    found = [client.network for client in door.clients if client.side != "site"]
+    own = {client.network for client in door.clients if client.side == "site"}
+    for guest in (guest for guest in site.guests if IPv4Network(guest.address) in own):
+        gateway = site.gateway_of(guest)
+        if gateway.name == site.host(door.host).gateway:
+            found.append(IPv4Network(guest.address))
+        elif gateway.uplink is not None and gateway.public is not None:
+            found += [IPv4Network(gateway.uplink.ip), IPv4Network(gateway.public)]
+    return tuple(found)
 
 
 def _masks(site: Site, host: Host) -> tuple[IPv4Network, ...]:
@@ -165,7 +181,7 @@ def _admitted(
             continue
         if door.route == "dnat":
             gateways = _gateways(site, host, guest) if door.host != host.name else ()
-            for source in (*(client.network for client in door.clients), *gateways):
+            for source in (*_sources(site, door), *gateways):
                 yield Permission(source, target, door.protocol, door.inside)
         else:
             for source in _front_sources(site, host, guest):

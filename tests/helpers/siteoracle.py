@@ -70,7 +70,7 @@ class Oracle:
         if target in host.own or self._translated(host, call):
             return self._at(host, guest.address, call)
         if any(target in net for net in self.facts.guest_networks):
-            return self._straight(guest.address, call, front=guest)
+            return self._straight(guest.address, call)
         if not self.doors.may_leave(guest, target, call.protocol, call.port):
             return CLOSED
         gateway = self.facts.gateway_of(guest)
@@ -112,6 +112,7 @@ class Oracle:
         if door is not None:
             inside = door.leads(call.port)
             served = self.doors.serves(door.guest, call.protocol, inside, source)
+            served = served or self._front_to(door.guest, source, Call(call.target, call.protocol, inside))
             return End("guest", door.guest, inside) if served else CLOSED
         front = self._front_guest(host, call)
         routes = self.doors.routes(host)
@@ -147,23 +148,31 @@ class Oracle:
         around = {wire.ip for wire in wires if wire is not None}
         return source in around or any(source in network(each) for each in self.facts.document["admins"])
 
-    def _straight(self, source: IPv4Address, call: Call, front: Guest | None = None) -> End | None:
+    def _front_to(self, name: str, source: IPv4Address, call: Call) -> bool:
+        """Whether that is the front in a guest, on its way to where a server name leads."""
+        gateway = self.facts.gateway_of(self.facts.guests[name])
+        front = self.facts.front_of(gateway)
+        ends = [door.inside for door in self.doors.routes(gateway) if door.guest == name]
+        return front is not None and front.address == source and call.protocol == "tcp" and call.port in ends
+
+    def _straight(self, source: IPv4Address, call: Call) -> End | None:
         """To a guest's own address from another bridge: open to none but those who might use its door."""
         guest = self.facts.guest_at(call.target)
         if guest is None:
             return CLOSED
         gateway = self.facts.gateway_of(guest)
-        if front is not None and front is self.facts.front_of(gateway):
-            ends = [door for door in self.doors.routes(gateway) if door.guest == guest.name]
-            if call.protocol == "tcp" and any(call.port == door.inside for door in ends):
-                return End("guest", guest.name, call.port)
+        if self._front_to(guest.name, source, call):
+            return End("guest", guest.name, call.port)
+        shared = guest is self.facts.front_of(gateway) and (call.protocol, call.port) == ("tcp", gateway.front)
+        if shared and self._client(self.doors.routes(gateway), source):
+            return None
         return None if self.doors.serves(guest.name, call.protocol, call.port, source) else CLOSED
 
     def _from_gateway(self, host: Host, address: IPv4Address, call: Call) -> End | None:
         """A host's own connection to a guest of another one: the front's must come through."""
         owner = next(h for h in self.facts.hosts.values() if any(call.target in bridge.cidr for bridge in h.bridges))
-        if owner.gateway != host.gateway:
-            return AWAY  # another gateway's guests have no address here
+        if owner.gateway != host.gateway:  # another gateway's guests have no address here
+            return AWAY if host.uplink is not None else CLOSED
         if call.target in owner.own and host.gateway in (host.name, owner.name):
             return self._at(owner, address, call)
         guest = self.facts.guest_at(call.target)
@@ -172,7 +181,8 @@ class Oracle:
         ends = [door for door in self.doors.every if door.guest == guest.name and door.protocol == call.protocol]
         if self.facts.front_of(host) is None and any(door.name and door.inside == call.port for door in ends):
             return End("guest", guest.name, call.port)
-        return None if any(door.has_inside(call.port) for door in ends) else CLOSED
+        front = guest is self.facts.front_of(host) and call.port == host.front
+        return None if front or any(door.has_inside(call.port) for door in ends) else CLOSED
 
     def _beyond(self, gateway: Host, source: IPv4Address, call: Call) -> End:
         """Further on at the gateway, for one who may leave."""

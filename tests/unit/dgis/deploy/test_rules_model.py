@@ -24,6 +24,7 @@ both = pytest.mark.parametrize("kind", ("nft", "iptables"))
 
 def walk(document: dict[str, Any], kind: str) -> Walk:
     """The site with its rule sets of one kind in force."""
+    assert sitefiles.fits(document)
     site = topology.resolve(SiteFile.model_validate(document))
     known = flows.derive(site)
     return Walk(Facts.read(document), {host.name: read(plan.plan(site, known, host), kind) for host in site.hosts})
@@ -43,6 +44,7 @@ def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any
         tables[-1]["inner"] = {"interface": "eth2", "address": f"10.99.0.{number + 1}/24"}
         tables[-1] |= {"behind": "host0"} if number else {"uplink": {"interface": "eth0", "address": f"{PUBLIC}/24"}}
     far = [{"name": "gate", "roles": ["dgis"]}, {"name": "store", "roles": ["storage"]}]
+    meta = {"name": "meta", "roles": ["catalog"]}
     document = {
         "site": "here",
         "organisation": "Grid",
@@ -60,7 +62,8 @@ def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any
             for n in range(peers)
         ],
     } | changes
-    assert sitefiles.fits(document)
+    if peers:
+        document["peers"][0]["guests"] = [*far, meta]
     return document
 
 
@@ -117,3 +120,19 @@ def test_a_guest_in_the_dmz_that_may_go_anywhere_may_not_reach_in(kind: str) -> 
     for target in ("10.20.0.0", "10.20.1.77", "10.20.4.31", "10.20.255.255"):
         assert rules.from_guest(guest, tcp(target, 443)).end == CLOSED
     assert rules.from_guest(guest, tcp("10.20.0.53", 53)).end == AWAY, "what is named for every guest"
+
+
+@both
+@pytest.mark.parametrize("public", ("198.51.100.11", "198.51.100.81"))
+def test_guests_of_another_gateway_use_a_door_by_the_address_that_hides_them(kind: str, public: str) -> None:
+    store = {"host": "host1", "roles": ["storage"], "gridftp": {"data": "50000-50009"}}
+    gate = {"roles": ["dgis"], "dimse": {"aet": "A", "networks": ["192.0.2.0/24"]}}
+    document = site(gate, store, {}, hosts=2, peers=1)
+    del document["hosts"][1]["behind"], document["hosts"][1]["inner"]
+    document["hosts"][1]["uplink"] = {"interface": "eth0", "address": "198.51.100.11/24", "public": public}
+    rules = walk(document, kind)
+    for port in (443, 2811, 50009):
+        end = rules.from_guest(rules.facts.guests["g0"], tcp(public, port)).end
+        assert (end.kind, end.port) == ("host" if port == 443 else "guest", port)
+        assert rules.from_guest(rules.facts.guests["g2"], tcp(public, port)).end == CLOSED
+        assert rules.from_beyond(rules.facts.hosts["host1"], STRANGER, tcp(public, port)).end == CLOSED
