@@ -7,7 +7,7 @@ HOME_UP ?= .grid
 N      ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak lint bench docs lock clean
+.PHONY: help setup demo up test soak lint bench docs golden lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
+
+golden: $(STAMP) ## what the example sites render to, written anew in tests/golden: look at the diff
+	DGIS_GOLDEN=write $(BIN)/python -m pytest tests/golden
 
 bench: $(STAMP) ## side by side with the peers that this machine has
 	$(BIN)/python -m bench

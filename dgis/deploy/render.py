@@ -85,7 +85,8 @@ def _host(site: Site, host: Host, certs: Path | None) -> dict[str, Artefact]:
         for network in host.networks:
             made[f"libvirt/networks/{network.name}.xml"] = Artefact(libvirt.network(site, host, network))
     for guest in site.guests_at(host):
-        made |= dict(_guest(site, host, guest, certs))
+        if guest.roles:  # a guest of another project is its own: we forward to it, and define nothing
+            made |= dict(_guest(site, host, guest, certs))
     return made
 
 

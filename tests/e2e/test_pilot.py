@@ -43,6 +43,7 @@ VIEWERS = {
     "KPACS3": "172.16.8.70/24",
 }
 DGIS = {"CESNET": "198.51.100.10", "LF1": "203.0.113.20", "UVN": "172.16.8.130"}
+RESOLVERS = ("192.0.2.53/24", "203.0.113.5/25", "172.16.8.53/24")
 HOSTS = {"cesnet": "xen1", "lf1": "xen1", "uvn": "kvm1"}
 SMALL = ("--rows", "128", "--cols", "128")
 
@@ -121,6 +122,8 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pilot]:
         sites = {name: world.add(check.load(EXAMPLES / f"pilot-{name}.yml")) for name in SITES}
         admins = {name: world.place(f"adm{name}", IPv4Interface(at)) for name, at in ADMINS.items()}
         viewers = {title: world.place(title.lower(), IPv4Interface(at)) for title, at in VIEWERS.items()}
+        for number, address in enumerate(RESOLVERS):
+            world.place(f"dns{number}", IPv4Interface(address)).serve_echo([53])
         grid = Grid(world, folder, admins)
         grid.prepare(*sites.values())
         world.apply_all()
@@ -210,7 +213,8 @@ def test_sftp_on_the_port_of_https_when_gridftp_is_shut(pilot: Pilot, tmp_path: 
         pilot.drained("cesnet", seconds=90)
         assert pilot.stored("lf1") + pilot.stored("uvn") == before + 10
         changed = re.findall(r"door changed +now=(\S+) se=(\S+) ", pilot.log("cesnet"))
-        assert changed and all(now.startswith("sftp://") and ":443/" in now for now, _ in changed)
+        in_use = {element: now for now, element in changed}
+        assert in_use and all(now.startswith("sftp://") and ":443/" in now for now in in_use.values())
     finally:
         router.run(["nft", "delete", "table", "ip", "shut"])
 
@@ -223,11 +227,19 @@ def test_a_guest_moves_while_images_come_and_go(pilot: Pilot, tmp_path: Path) ->
         tmp_path / "in", "--studies", "1", "--instances", "120", "--seed", "9", "--rows", "512", "--cols", "512"
     )
     wanted = images(sent)
-    assert pilot.store("MR1", "CESNET", sent).returncode == 0  # copies are on their way to lf1 and uvn from now on
+    # the copies at lf1 take some seconds, so that the guest moves in the middle of them
+    segment = pilot.world.segments[old.host("xen1").uplink.address.network].dev
+    world.router.run(
+        ["tc", "qdisc", "add", "dev", segment, "root", "tbf", "rate", "60mbit", "burst", "64k", "latency", "200ms"]
+    )
+    at_home = pilot.stored("cesnet") + len(wanted)
+    assert pilot.store("MR1", "CESNET", sent).returncode == 0
+    wait_until(lambda: pilot.stored("cesnet") == at_home, seconds=60, what="the first copies are at home")
     wiki = world.node("cesnet", "wiki")
     with wiki.serve_echo([80]), Stream(world.outside, "198.51.100.10", 8080) as others, ThreadPoolExecutor(1) as pool:
         fetching = pool.submit(pilot.move, "KPACS3", "UVN", wanted[0].study_uid, tmp_path / "out")
-        wait_until(lambda: pilot.stored("lf1") > 0, seconds=30, what="something is at lf1", every=0.02)
+        before = pilot.stored("lf1")
+        wait_until(lambda: pilot.stored("lf1") > before, seconds=30, what="copies come to lf1", every=0.02)
         grid.stop(old, old.guest("node"))
         _, new = move.moved(text, "pilot-lf1.yml", "node", "xen2")
         pilot.sites["lf1"] = world.sites["lf1"] = new
@@ -244,8 +256,8 @@ def test_a_guest_moves_while_images_come_and_go(pilot: Pilot, tmp_path: Path) ->
     pilot.drained("cesnet", seconds=120)
     # new connections reach it where it is now, by the same public address
     assert pilot.find("KPACS2", "LF1", "PatientName=*")
-    at_home = pilot.move("KPACS2", "LF1", wanted[0].study_uid, tmp_path / "again")
-    assert same(wanted, at_home)
+    again = pilot.move("KPACS2", "LF1", wanted[0].study_uid, tmp_path / "again")
+    assert same(wanted, again)
     peer = ("outside", world.node("uvn", "kvm1"), "203.0.113.130")
     found = rows(pilot, "lf1", "xen1", ("outside", world.outside, ""), peer)
     assert [row for row in found if row.state == "drift"] == []
