@@ -93,7 +93,7 @@ def _outside(canvas: Canvas, site: Site, found: Sequence[ExceptionRow], columns:
     boxes = picturefar.outside(site, found)
     bottom = _band(canvas, "Outside: other institutions and the Internet", boxes, area) if boxes else area.y - ARROW
     top = bottom + ARROW
-    height = max((column.above.height for column in columns), default=0.0)
+    height = max(max(column.above.height, height_of(_note(column)) + 6) for column in columns)
     hosts = top + height + ARROW + (WALL + ARROW if any(column.translated for column in columns) else 0)
     for column in columns:
         place = Area(column.x, top, column.width, height)
@@ -103,8 +103,9 @@ def _outside(canvas: Canvas, site: Site, found: Sequence[ExceptionRow], columns:
             _arrows(
                 canvas, column, column.above, ends, wall=_wall(canvas, column, hosts) if column.translated else None
             )
-        elif column.host.behind is not None:
-            _note(canvas, column, place)
+        else:
+            note = _note(column)
+            canvas.lines(place.x + 8, place.bottom - height_of(note) - 6, note)
     return hosts
 
 
@@ -132,11 +133,12 @@ def _arrows(
             canvas.wire([(x, start), (x, end)], colour=IN if enters else OUT, head=end == stops[-1])
 
 
-def _note(canvas: Canvas, column: Column, place: Area) -> None:
+def _note(column: Column) -> list[Line]:
     """Above a host behind: that nothing comes there directly."""
+    if column.host.behind is None:
+        return []
     words = f"{column.host.name} has no address outside: what comes and goes passes {column.host.gateway}."
-    lines = wrapped(words, place.width - 16, colour=MUTED)
-    canvas.lines(place.x + 8, place.bottom - height_of(lines) - 6, lines)
+    return wrapped(words, column.width - 16, colour=MUTED)
 
 
 def _hosts(canvas: Canvas, site: Site, columns: Sequence[Column], top: float) -> float:
