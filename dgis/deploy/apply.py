@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import PurePosixPath
 
 from dgis.deploy import hostfiles, live, routes
 from dgis.deploy.errors import HostError
-from dgis.deploy.front import RunningFront
-from dgis.deploy.machine import Machine
-from dgis.deploy.plan import Front, HostPlan
+from dgis.deploy.front import Look, RunningFront, without_route
+from dgis.deploy.machine import Machine, digest_of
+from dgis.deploy.plan import HostPlan
 
 RELOAD = ("systemctl", "reload-or-restart", "haproxy")
 _SYSTEMD = "/run/systemd/system"
 _SYSCTL = "sysctl.conf"
+# The configuration as it will be, judged by the program that will read it before anything is touched
+_TRY = (
+    'd="$(mktemp -d)" && trap \'rm -r "$d"\' EXIT && cat > "$d/haproxy.cfg" && touch "$d/$1" "$d/$2" && '
+    'haproxy -c -q -f "$d/haproxy.cfg"'
+)
+_RELOAD_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,8 @@ class Way:
 
     @property
     def front(self) -> RunningFront:
-        return RunningFront(self.machine, self.socket)
+        beside = str(PurePosixPath(self.socket).with_name("master.sock"))
+        return RunningFront(self.machine, self.socket, routes.MASTER if self.socket == routes.SOCKET else beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,76 +66,127 @@ def apply(plan: HostPlan, way: Way, *, dry_run: bool = False) -> Applied:
     """Bring a host in step with its plan. Idempotent: a second run changes nothing.
 
     Everything is checked by the tool that will read it before anything is touched. The firewall is replaced in one
-    step, so a mistake leaves the old rules in force. Raises HostError with the tool's own words.
+    step, so a mistake leaves the old rules in force. Killed at any instant, it is finished by the next run: what it
+    kept is written last. Raises HostError with the tool's own words.
     """
-    machine, rules = way.machine, live.firewall(plan, way.machine)
-    wanted = files(plan, way)
-    rules.check(wanted[rules.file])
-    changed = [name for name, text in wanted.items() if machine.read(way.path(name)) != text]
-    settings = _settings(plan, machine)
-    stale = rules.listed() != rules.expected(wanted[rules.file])
-    if stale:
-        changed.append("live rules")
-    changed += [f"sysctl {name}" for name in settings]
-    if not dry_run:
-        for name, value in settings.items():
-            machine.run(("sysctl", "-q", "-w", f"{name}={value}"))
-        if stale:
-            rules.load(wanted[rules.file])
-        _keep(way, wanted, changed)
-    notes, switched = _front(plan.front, way, changed, dry_run=dry_run)
-    ended = live.cut(plan, machine, dry_run=dry_run) + _end_sessions(plan.front, way, dry_run=dry_run)
-    return Applied(plan.host.name, tuple(changed + switched), ended, notes)
+    return _Applying(plan, way, dry_run=dry_run).run()
 
 
-def _settings(plan: HostPlan, machine: Machine) -> dict[str, str]:
-    """The kernel settings that are not as they should be; one that this kernel has not is no matter."""
-    differing = {}
-    for name, value in hostfiles.sysctl(plan.host).items():
-        done = machine.attempt(("sysctl", "-n", name))
-        if done.returncode == 0 and done.stdout.strip() != value:
-            differing[name] = value
-    return differing
+def settings(plan: HostPlan, machine: Machine) -> dict[str, str]:
+    """The kernel settings of a plan as they are now; one that this kernel has not is left out."""
+    said = machine.run(("sysctl", "-e", *hostfiles.sysctl(plan.host)))
+    pairs = (line.partition(" = ") for line in said.splitlines())
+    return {name: value.strip() for name, equals, value in pairs if equals}
 
 
-def _keep(way: Way, wanted: dict[str, str], changed: list[str]) -> None:
-    for name, text in wanted.items():
-        if name in changed:
-            way.machine.write(way.path(name), text)
+class _Applying:
+    """One run: what is there, what is wanted, and the steps between."""
+
+    def __init__(self, plan: HostPlan, way: Way, *, dry_run: bool) -> None:
+        self._plan, self._way, self._dry_run = plan, way, dry_run
+        self._machine = way.machine
+        self._rules = live.firewall(plan, way.machine)
+        self._wanted = files(plan, way)
+        self._changed: list[str] = []
+        self._notes: tuple[str, ...] = ()
+
+    def run(self) -> Applied:
+        text = self._wanted[self._rules.file]
+        kept = self._machine.digests([self._way.path(name) for name in self._wanted])
+        stale = [name for name, each in self._wanted.items() if kept.get(self._way.path(name)) != digest_of(each)]
+        former = _addresses(self._machine.read(self._way.path(self._rules.file)) or "")
+        rules_stale = self._rules.listed() != self._rules.expected(text)
+        if rules_stale:
+            self._rules.check(text)
+        live.ready(self._machine)
+        self._changed += [*stale, *(["live rules"] if rules_stale else [])]
+        front = self._front_before()
+        self._settings()
+        if rules_stale and not self._dry_run:
+            self._rules.load(text)
+        ended = live.cut(self._plan, self._machine, former=former, dry_run=self._dry_run)
+        # The rules file goes last: until then the next run knows what the rules used to lead to
+        self._keep([name for name in stale if name != self._rules.file])
+        ended += self._front(front)
+        self._keep([name for name in stale if name == self._rules.file])
+        return Applied(self._plan.host.name, tuple(self._changed), ended, self._notes)
+
+    def _settings(self) -> None:
+        now = settings(self._plan, self._machine)
+        wanted = hostfiles.sysctl(self._plan.host)
+        wrong = [name for name in wanted if now.get(name, wanted[name]) != wanted[name]]
+        self._changed += [f"sysctl {name}" for name in wrong]
+        if wrong and not self._dry_run:
+            self._machine.run(("sysctl", "-q", "-w", *(f"{name}={wanted[name]}" for name in wrong)))
+
+    def _keep(self, names: list[str]) -> None:
+        if not self._dry_run:
+            for name in names:
+                self._machine.write(self._way.path(name), self._wanted[name])
+
+    def _front_before(self) -> Look | None:
+        """The front as it runs; what it would be reloaded with is tried."""
+        front = self._plan.front
+        if front is not None and front.guest is not None:
+            text = f"the front runs in the guest {front.guest}: its files come with its seed and the role sni_front"
+            self._notes = (text,)
+            return None
+        look = self._way.front.look()
+        if front is not None and self._outdated(look):
+            names = (routes.NETWORKS, routes.ROUTES)
+            self._machine.run(("sh", "-c", _TRY, "sh", *names), text=self._wanted[routes.CONFIG])
+        return look
+
+    def _outdated(self, look: Look | None) -> bool:
+        front = self._plan.front
+        return front is not None and (look is None or look.config != routes.digest(front, socket=self._way.socket))
+
+    def _front(self, look: Look | None) -> int:
+        """Maps by the running process, anything else by a reload; connections survive both. Returns how many ended."""
+        front, running = self._plan.front, self._way.front
+        if front is not None and front.guest is not None:
+            return 0
+        if self._outdated(look):
+            look = self._reload() or look
+        elif look is not None and look.maps != routes.maps(front):
+            self._changed.append("front maps")
+            if not self._dry_run:
+                running.update(look.maps, routes.maps(front))
+                look = running.look()
+        ended = without_route(look.sessions, front) if look is not None else ()
+        if not self._dry_run:
+            running.end(ended)
+        return len(ended)
+
+    def _reload(self) -> Look | None:
+        """Have the front read its files; returns it as it runs then, None where that is left to a person."""
+        command = self._way.reload
+        if not command and self._machine.attempt(("test", "-d", _SYSTEMD)).returncode == 0:
+            command = RELOAD
+        if not command:
+            config = self._way.path(routes.CONFIG)
+            self._notes = (f"no systemd here: start or reload the front yourself, haproxy -W -f {config}",)
+            return None
+        self._changed.append("front reloaded")
+        if self._dry_run:
+            return None
+        self._machine.run(command)
+        until = time.monotonic() + _RELOAD_SECONDS
+        while True:
+            look = self._way.front.look()
+            if not self._outdated(look):
+                return look
+            if time.monotonic() > until:
+                raise HostError(f"the front did not take its configuration in {_RELOAD_SECONDS:g} s: see its log")
+            time.sleep(0.1)
 
 
-def _front(front: Front | None, way: Way, changed: list[str], *, dry_run: bool) -> tuple[tuple[str, ...], list[str]]:
-    """Maps by the running process, anything else by a reload; connections survive both."""
-    if front is None:
-        return (), []
-    if front.guest is not None:
-        return (f"the front runs in the guest {front.guest}: its files come with its seed and the role sni_front",), []
-    running = way.front
-    if routes.CONFIG in changed or not running.answers():
-        return _reload(way, dry_run=dry_run), ["front reloaded"]
-    if dry_run:
-        return (), ["front maps"] if running.maps() != routes.maps(front) else []
-    return (), ["front maps"] if running.update(front) else []
-
-
-def _reload(way: Way, *, dry_run: bool) -> tuple[str, ...]:
-    machine, config = way.machine, way.path(routes.CONFIG)
-    command = way.reload
-    if not command and machine.attempt(("test", "-d", _SYSTEMD)).returncode == 0:
-        command = RELOAD
-    if not command:
-        return (f"no systemd here: start or reload the front yourself, haproxy -W -f {config}",)
-    if dry_run:
-        return ()
-    machine.run(("haproxy", "-c", "-f", config))
-    machine.run(command)
-    return ()
-
-
-def _end_sessions(front: Front | None, way: Way, *, dry_run: bool) -> int:
-    if front is not None and front.guest is not None:
-        return 0
-    try:
-        return way.front.cut(front, dry_run=dry_run)
-    except HostError:
-        return 0  # no front runs here: nobody is in it
+def _addresses(text: str) -> frozenset[IPv4Address]:
+    """Every address that a rules file names."""
+    found = set()
+    for word in re.findall(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", text):
+        try:
+            found.add(IPv4Address(word))
+        except AddressValueError:
+            continue
+    return frozenset(found)

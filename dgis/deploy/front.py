@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -14,61 +14,82 @@ from dgis.deploy.errors import HostError
 from dgis.deploy.machine import Machine
 from dgis.deploy.plan import Front
 
-# One connection a line, as HAProxy wants it; prints the answers as a JSON list
+# Reads a JSON list of [socket, command], prints a JSON list of answers: null where nobody listens. One connection a
+# command, its sending side closed, or the master would wait for another.
 _ASK: Final = """\
 import json, socket, sys
 answers = []
-for line in sys.stdin.read().splitlines():
+for path, command in json.loads(sys.stdin.read()):
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(10)
-        link.connect(sys.argv[1])
-        link.sendall(line.encode() + b"\\n")
-        parts = []
-        while part := link.recv(65536):
-            parts.append(part)
-    answers.append(b"".join(parts).decode())
+        try:
+            link.connect(path)
+            link.sendall(command.encode() + b"\\n")
+            link.shutdown(socket.SHUT_WR)
+            parts = []
+            while part := link.recv(65536):
+                parts.append(part)
+        except (FileNotFoundError, ConnectionRefusedError):
+            answers.append(None)
+        except OSError as error:
+            sys.exit(f"{path}: {error.strerror or error}")
+        else:
+            answers.append(b"".join(parts).decode(errors="replace"))
 print(json.dumps(answers))
 """
-_BATCH: Final = 60  # map entries a line: HAProxy reads 16 KiB at most
+_LONGEST: Final = 12_000  # bytes of commands in one go: HAProxy reads 16 KiB at most
 _SESSION = re.compile(r"^(0x[0-9a-f]+): ", re.MULTILINE)
 _SOURCE = re.compile(r"\bsource=(\d+\.\d+\.\d+\.\d+):\d+")
 _SERVER = re.compile(r"\bserver=guest \(id=1\) addr=(\d+\.\d+\.\d+\.\d+):(\d+)")
+_OLD_WORKERS = re.compile(r"^# old workers$(.*?)^#", re.MULTILINE | re.DOTALL)
+_WORKER = re.compile(r"^(\d+)\s+worker\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A connection through the front."""
+    """A connection through the front; `worker` is the process that has it since before a reload, 0 the present one."""
 
     id: str
     source: IPv4Address
     target: str
+    worker: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The front as it runs: the mark of its configuration (`routes.digest`), its maps by file name, who is in it."""
+
+    config: str
+    maps: dict[str, dict[str, str]]
+    sessions: tuple[Session, ...]
 
 
 class RunningFront:
-    """A HAProxy that answers at its administration socket."""
+    """A HAProxy that answers at its administration socket, and maybe at its master's."""
 
-    def __init__(self, machine: Machine, socket: str = routes.SOCKET) -> None:
+    def __init__(self, machine: Machine, socket: str = routes.SOCKET, master: str = routes.MASTER) -> None:
         self._machine = machine
         self._socket = socket
+        self._master = master
 
-    def answers(self) -> bool:
-        """Whether it runs."""
-        try:
-            return "HAProxy" in self._ask(["show info"])[0]
-        except HostError:
-            return False
+    def look(self) -> Look | None:
+        """How it runs now, None when it does not. Raises HostError when it may not be asked."""
+        asked = [f"show env {routes.MARKER}", *(f"show map {name}" for name in routes.maps(None)), "show sess all"]
+        config, *maps, present, processes = self._ask([*((self._socket, line) for line in asked), self._old()])
+        if config is None or present is None:
+            return None
+        return Look(
+            config=config.strip().removeprefix(f"{routes.MARKER}="),
+            maps={name: _entries(text or "") for name, text in zip(routes.maps(None), maps, strict=True)},
+            sessions=(*_sessions(present, 0), *self._older(processes or "")),
+        )
 
-    def maps(self) -> dict[str, dict[str, str]]:
-        """What its maps say now, by file name."""
-        return {name: self._entries(name) for name in (routes.NETWORKS, routes.ROUTES)}
-
-    def update(self, front: Front) -> bool:
-        """Make the maps those of `front`; returns whether anything changed.
+    def update(self, now: Mapping[str, Mapping[str, str]], wanted: Mapping[str, Mapping[str, str]]) -> bool:
+        """Make the maps, which are `now`, what is `wanted`; returns whether anything had to change.
 
         Each map is replaced in one step. Between them old and new routes count both, so that nobody who may come before
         and after is refused meanwhile.
         """
-        wanted, now = routes.maps(front), self.maps()
         if now == wanted:
             return False
         self._replace(routes.ROUTES, {**now[routes.ROUTES], **wanted[routes.ROUTES]})
@@ -76,50 +97,82 @@ class RunningFront:
         self._replace(routes.ROUTES, wanted[routes.ROUTES])
         return True
 
-    def sessions(self) -> Iterator[Session]:
-        """The connections that have reached a guest."""
-        text = self._ask(["show sess all"])[0]
-        starts = [match.start() for match in _SESSION.finditer(text)] + [len(text)]
-        for begin, end in zip(starts, starts[1:], strict=False):
-            part = text[begin:end]
-            found, source, server = _SESSION.match(part), _SOURCE.search(part), _SERVER.search(part)
-            if found and source and server:
-                yield Session(found[1], IPv4Address(source[1]), f"{server[1]}:{server[2]}")
+    def end(self, sessions: Sequence[Session]) -> None:
+        """End sessions, in older workers, too; both sides see it at once."""
+        if sessions:
+            self._ask([self._shutdown(session) for session in sessions])
 
-    def cut(self, front: Front | None, *, dry_run: bool = False) -> int:
-        """End every session whose client may not reach its guest by any name; returns how many."""
-        allowed = front.routes if front is not None else ()
-        ended = [
-            session
-            for session in self.sessions()
-            if not any(
-                session.target == f"{route.target}:{route.port}"
-                and any(session.source in network for network in route.sources)
-                for route in allowed
-            )
-        ]
-        if ended and not dry_run:
-            self._ask([f"shutdown session {session.id}" for session in ended])
-        return len(ended)
+    def _shutdown(self, session: Session) -> tuple[str, str]:
+        command = f"shutdown session {session.id}"
+        return (self._master, f"@!{session.worker} {command}") if session.worker else (self._socket, command)
 
-    def _entries(self, name: str) -> dict[str, str]:
-        text = self._ask([f"show map {name}"])[0]
-        if text.startswith("Unknown map"):
-            return {}
-        return {parts[1]: parts[2] for line in text.splitlines() if len(parts := line.split(" ", 2)) == 3}
+    def _old(self) -> tuple[str, str]:
+        return self._master, "show proc"
 
-    def _replace(self, name: str, entries: dict[str, str]) -> None:
-        said = self._ask([f"prepare map {name}"])[0]
+    def _older(self, processes: str) -> Iterator[Session]:
+        """The sessions that a reload left with the process that had them."""
+        found = _OLD_WORKERS.search(processes)
+        workers = [int(number) for number in _WORKER.findall(found[1])] if found is not None else []
+        answers = self._ask([(self._master, f"@!{worker} show sess all") for worker in workers])
+        for worker, text in zip(workers, answers, strict=True):
+            yield from _sessions(text or "", worker)
+
+    def _replace(self, name: str, entries: Mapping[str, str]) -> None:
+        said = self._ask([(self._socket, f"prepare map {name}")])[0] or ""
         version = re.search(r"version created: (\d+)", said)
         if version is None:
             raise HostError(f"the front knows no map {name}: reload it with its new configuration ({said.strip()})")
-        adds = [f"add map @{version[1]} {name} {key} {value}" for key, value in entries.items()]
-        batches = ["; ".join(adds[first : first + _BATCH]) for first in range(0, len(adds), _BATCH)]
-        complaints = [said for said in self._ask([*batches, f"commit map @{version[1]} {name}"]) if said.strip()]
+        adds = (f"add map @{version[1]} {name} {key} {value}" for key, value in entries.items())
+        commands = [*_batches(adds), f"commit map @{version[1]} {name}"]
+        complaints = [said for said in self._ask([(self._socket, line) for line in commands]) if (said or "").strip()]
         if complaints:
-            raise HostError(f"the front did not take its map {name}: {complaints[0].strip()[:500]}")
+            raise HostError(f"the front did not take its map {name}: {(complaints[0] or '').strip()[:500]}")
 
-    def _ask(self, lines: Sequence[str]) -> list[str]:
-        said = self._machine.run(("python3", "-c", _ASK, self._socket), text="\n".join(lines) + "\n")
-        answers: list[str] = json.loads(said)
+    def _ask(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
+        if not asked:
+            return []
+        answers: list[str | None] = json.loads(self._machine.run(("python3", "-c", _ASK), text=json.dumps(asked)))
         return answers
+
+
+def without_route(sessions: Sequence[Session], front: Front | None) -> tuple[Session, ...]:
+    """The sessions whose client may not reach its guest by any name."""
+    allowed = front.routes if front is not None else ()
+    return tuple(
+        session
+        for session in sessions
+        if not any(
+            session.target == f"{route.target}:{route.port}"
+            and any(session.source in network for network in route.sources)
+            for route in allowed
+        )
+    )
+
+
+def _entries(text: str) -> dict[str, str]:
+    """`0x55d... KEY VALUE` a line; an unknown map is an empty one, and `update` says what is wrong."""
+    if text.startswith("Unknown map"):
+        return {}
+    return {parts[1]: parts[2] for line in text.splitlines() if len(parts := line.split(" ", 2)) == 3}
+
+
+def _sessions(text: str, worker: int) -> Iterator[Session]:
+    """The connections of `show sess all` that have reached a guest."""
+    starts = [match.start() for match in _SESSION.finditer(text)] + [len(text)]
+    for begin, end in zip(starts, starts[1:], strict=False):
+        part = text[begin:end]
+        found, source, server = _SESSION.match(part), _SOURCE.search(part), _SERVER.search(part)
+        if found and source and server:
+            yield Session(found[1], IPv4Address(source[1]), f"{server[1]}:{server[2]}", worker)
+
+
+def _batches(commands: Iterator[str]) -> Iterator[str]:
+    """As many commands a line as HAProxy reads."""
+    batch = ""
+    for command in commands:
+        if batch and len(batch) + len(command) > _LONGEST:
+            yield batch
+            batch = ""
+        batch += f"; {command}" if batch else command
+    if batch:
+        yield batch

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
-from xml.etree.ElementTree import Element
 
 from lxml import etree
 
 from dgis.deploy import iptables, nat
-from dgis.deploy.decide import Connection, judge
+from dgis.deploy.decide import Connection, outlived
 from dgis.deploy.errors import HostError
 from dgis.deploy.machine import Machine
 from dgis.deploy.plan import HostPlan
 from dgis.deploy.values import Protocol
 
+Listing = dict[str, list[str]]
 _PROTOCOLS: Final[dict[str, Protocol]] = {"tcp": "tcp", "udp": "udp"}
+_LIST_NFT: Final = "nft -j list table inet dgis && nft -s list table inet dgis"
 _ELSEWHERE: Final = ("unshare", "--net", "sh", "-c")
+_FORGET: Final = """\
+while read -r protocol source sport target dport; do
+    conntrack -D -p "$protocol" --orig-src "$source" --orig-dst "$target" \\
+        --orig-port-src "$sport" --orig-port-dst "$dport"
+done
+"""
 
 
 class Nft:
@@ -41,15 +50,16 @@ class Nft:
         """Replace the rules in one step: either all of it counts or nothing changed."""
         self._machine.run(("nft", "-f", "-"), text=text)
 
-    def listed(self) -> dict[str, Any]:
+    def listed(self) -> Listing:
         """What counts now: sets, maps and chains by name. Empty when nothing is loaded."""
-        done = self._machine.attempt(("nft", "-j", "list", "table", *nat.TABLE))
+        done = self._machine.attempt(("sh", "-c", _LIST_NFT))
+        if done.returncode != 0 and "No such file" not in done.stderr:
+            raise HostError(f"nft list table {' '.join(nat.TABLE)}: {done.stderr.strip()[:500]}")
         return _comparable(done.stdout) if done.returncode == 0 else {}
 
-    def expected(self, text: str) -> dict[str, Any]:
+    def expected(self, text: str) -> Listing:
         """What would be listed after loading `text`: it is loaded for that in a network namespace of its own."""
-        script = "nft -f - && nft -j list table inet dgis"
-        return _comparable(self._machine.run((*_ELSEWHERE, script), text=text))
+        return _comparable(self._machine.run((*_ELSEWHERE, f"nft -f - && {_LIST_NFT}"), text=text))
 
 
 class Iptables:
@@ -66,26 +76,22 @@ class Iptables:
 
     def check(self, text: str) -> None:
         """Raise HostError when iptables-restore would not take it."""
-        self._machine.run(("iptables-restore", "--test", "--noflush"), text=text)
+        self._machine.run(("iptables-restore", "-w", "--test", "--noflush"), text=text)
 
     def load(self, text: str) -> None:
-        """Replace our chains, each table in one step."""
-        hanging = frozenset(
-            (table, chain, target)
-            for table, jumps in iptables.JUMPS.items()
-            for chain, target in jumps
-            if self._machine.attempt(("iptables", "-w", "-t", table, "-C", chain, "-j", target)).returncode == 0
-        )
-        text = iptables.without_jumps(text, hanging)
+        """Replace our chains, each table in one step; our jumps are put where they were, or first again."""
+        found = _jumps(self._machine.run(("iptables-save",)))
+        well = frozenset(jump for jump, places in found.items() if places == [1])
+        text = _without(iptables.without_jumps(text, well), {jump: len(found[jump]) for jump in found.keys() - well})
         self._machine.run(("iptables-restore", "-w", "--noflush"), text=text)
 
-    def listed(self) -> dict[str, Any]:
+    def listed(self) -> Listing:
         """What counts now: our chains by name, and the jumps to them."""
         return _chains(self._machine.run(("iptables-save",)))
 
-    def expected(self, text: str) -> dict[str, Any]:
-        """What would be listed after loading `text`."""
-        return _chains(self._machine.run((*_ELSEWHERE, "iptables-restore --noflush && iptables-save"), text=text))
+    def expected(self, text: str) -> Listing:
+        """What would be listed after loading `text`: it is loaded for that in a network namespace of its own."""
+        return _chains(self._machine.run((*_ELSEWHERE, "iptables-restore -w --noflush && iptables-save"), text=text))
 
 
 Firewall = Nft | Iptables
@@ -96,87 +102,146 @@ def firewall(plan: HostPlan, machine: Machine) -> Firewall:
     return Nft(machine) if plan.host.firewall == "nft" else Iptables(machine)
 
 
-def cut(plan: HostPlan, machine: Machine, *, dry_run: bool = False) -> int:
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A connection that the kernel knows: as its first packet was, from which port, and where it really leads."""
+
+    connection: Connection
+    source_port: int
+    landed: tuple[IPv4Address, int]
+
+
+def ready(machine: Machine) -> None:
+    """Raise HostError when connections could not be ended: better before the rules are switched than after."""
+    machine.run(("conntrack", "--version"))
+
+
+def cut(plan: HostPlan, machine: Machine, *, former: frozenset[IPv4Address], dry_run: bool = False) -> int:
     """End every tracked connection through this host that the plan does not allow; returns how many there were.
 
     The kernel lets established connections pass without asking the rules again; a removed door would stay open for
-    whoever is in it. Once forgotten by the kernel, their next packet meets the rules as if it were the first.
+    whoever is in it, and a moved one would lead to the old place. Once forgotten by the kernel, their next packet meets
+    the rules as if it were the first.
     """
-    count = 0
-    for connection, source_port in tracked(machine):
-        if judge(plan, connection) == "refused":
-            count += 1
-            if not dry_run:
-                _forget(machine, connection, source_port)
-    return count
+    ended = [each for each in tracked(machine) if outlived(plan, each.connection, each.landed, former)]
+    if ended and not dry_run:
+        # some may have ended by themselves meanwhile, which conntrack would call a failure
+        machine.attempt(("sh", "-c", _FORGET), text="".join(map(_line, ended)))
+    return len(ended)
 
 
-def tracked(machine: Machine) -> Iterator[tuple[Connection, int]]:
-    """Every tracked TCP and UDP connection with its source port, as its first packet was."""
+def tracked(machine: Machine) -> Iterator[Tracked]:
+    """Every tracked TCP and UDP connection."""
     listing = machine.run(("conntrack", "-L", "-f", "ipv4", "-o", "xml"))
     if not listing.strip():
         return
     try:
-        root = etree.fromstring(listing.encode())
+        root = etree.fromstring(listing.encode(), etree.XMLParser(huge_tree=True))
     except etree.XMLSyntaxError as error:
         raise HostError(f"conntrack -L -o xml gave no XML: {error}") from error
     for flow in root.iterfind("flow"):
-        found = _original(flow)
-        if found is not None:
-            yield found
+        there, back = _ends(flow, "original"), _ends(flow, "reply")
+        protocol = _PROTOCOLS.get(str(flow.xpath("string(meta[@direction='original']/layer4/@protoname)")))
+        if there is not None and back is not None and protocol is not None:
+            (source, source_port), (target, port) = there
+            yield Tracked(Connection(source, target, protocol, port), source_port, back[0])
 
 
-def _original(flow: Element | Any) -> tuple[Connection, int] | None:
-    meta = flow.find("meta[@direction='original']")
-    layer = meta.find("layer4") if meta is not None else None
-    protocol = _PROTOCOLS.get(layer.get("protoname", "")) if layer is not None else None
-    if meta is None or layer is None or protocol is None:
+def _ends(flow: Any, direction: str) -> tuple[tuple[IPv4Address, int], tuple[IPv4Address, int]] | None:
+    """Source and destination of one direction; the answers come from where the connection really leads."""
+    meta = flow.find(f"meta[@direction='{direction}']")
+    if meta is None:
         return None
-    source, target = meta.findtext("layer3/src"), meta.findtext("layer3/dst")
-    ports = layer.findtext("sport"), layer.findtext("dport")
-    if not (source and target and ports[0] and ports[1]):
+    found = [meta.findtext(path) for path in ("layer3/src", "layer4/sport", "layer3/dst", "layer4/dport")]
+    source, source_port, target, port = found
+    if not (source and source_port and target and port):
         return None
-    return Connection(IPv4Address(source), IPv4Address(target), protocol, int(ports[1])), int(ports[0])
+    return (IPv4Address(source), int(source_port)), (IPv4Address(target), int(port))
 
 
-def _forget(machine: Machine, connection: Connection, source_port: int) -> None:
-    argv = ["conntrack", "-D", "-p", connection.protocol]
-    argv += ["--orig-src", str(connection.source), "--orig-dst", str(connection.target)]
-    argv += ["--orig-port-src", str(source_port), "--orig-port-dst", str(connection.port)]
-    machine.attempt(argv)  # it may have ended by itself meanwhile
+def _line(each: Tracked) -> str:
+    one = each.connection
+    return f"{one.protocol} {one.source} {each.source_port} {one.target} {one.port}\n"
 
 
-def _comparable(listing: str) -> dict[str, Any]:
-    """An nft listing in JSON as name to content: element order, handles and counts are the kernel's own business."""
-    found: dict[str, Any] = {}
-    for entry in json.loads(listing)["nftables"]:
-        for kind, value in entry.items():
-            if kind in ("set", "map"):
-                elements = [_bare(element) for element in value.get("elem", [])]
-                found[f"{kind} {value['name']}"] = sorted(json.dumps(element, sort_keys=True) for element in elements)
-            elif kind == "chain":
-                hook = {key: value.get(key) for key in ("type", "hook", "prio", "policy")}
-                found.setdefault(f"chain {value['name']}", []).insert(0, json.dumps(hook, sort_keys=True))
-            elif kind == "rule":
-                text = json.dumps(value["expr"], sort_keys=True)
-                found.setdefault(f"chain {value['chain']}", []).append(text)
+def _comparable(listing: str) -> Listing:
+    """An nft listing as name to lines: elements of sets in an order of ours, rules of chains in theirs.
+
+    The first line is nft's JSON, which tells elements apart; the rest its text, whose rules a person can read.
+    """
+    elements, _, text = listing.partition("\n")
+    found: Listing = {}
+    for entry in json.loads(elements)["nftables"]:
+        for kind in ("set", "map"):
+            if kind in entry:
+                title, values = f"{kind} {entry[kind]['name']}", entry[kind].get("elem", [])
+                found[title] = sorted(_written(value) for value in values)
+    chain: list[str] | None = None
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["chain"]:
+            chain = found.setdefault(f"chain {words[1]}", [])
+        elif words == ["}"]:
+            chain = None
+        elif chain is not None and words:
+            chain.append(line.strip())
     return found
 
 
-def _bare(element: Any) -> Any:
-    """An element without its comment; a map's element is a pair."""
-    if isinstance(element, dict) and "elem" in element:
-        return element["elem"]["val"]
-    if isinstance(element, list):
-        return [_bare(part) for part in element]
-    return element
+def _written(value: Any) -> str:
+    """An element of nft's JSON as a person writes it, without its comment; a map's element is a pair."""
+    if isinstance(value, dict) and "elem" in value:
+        return _written(value["elem"]["val"])
+    if isinstance(value, dict) and "concat" in value:
+        return " . ".join(map(_written, value["concat"]))
+    if isinstance(value, dict) and "range" in value:
+        return "-".join(map(_written, value["range"]))
+    if isinstance(value, dict) and "prefix" in value:
+        return f"{value['prefix']['addr']}/{value['prefix']['len']}"
+    if isinstance(value, list):
+        return " : ".join(map(_written, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _chains(listing: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    table = ""
+def _chains(listing: str) -> Listing:
+    found: Listing = {}
+    for table, chain, line, place in _rules(listing):
+        if "DGIS-" in line:
+            behind = "" if chain.startswith("DGIS-") or place == 1 else f" (rule {place}: others come before it)"
+            found.setdefault(f"{table} {chain}", []).append(line + behind)
+    return found
+
+
+def _jumps(listing: str) -> dict[tuple[str, str, str], list[int]]:
+    """Where each of our jumps (table, chain, target) hangs, as the numbers of its rules."""
+    ours = {(table, *jump): f"-A {jump[0]} -j {jump[1]}" for table, jumps in iptables.JUMPS.items() for jump in jumps}
+    rules = list(_rules(listing))
+    return {
+        jump: places
+        for jump, line in ours.items()
+        if (places := [place for table, _, each, place in rules if (table, each) == (jump[0], line)])
+    }
+
+
+def _rules(listing: str) -> Iterator[tuple[str, str, str, int]]:
+    """Every rule of an iptables-save as table, chain, line and number within its chain."""
+    table, count = "", Counter[tuple[str, str]]()
     for line in listing.splitlines():
         table = line[1:] if line.startswith("*") else table
-        if line.startswith("-A") and "DGIS-" in line:
-            found.setdefault(f"{table} {line.split()[1]}", []).append(line)
-    return found
+        if line.startswith("-A "):
+            chain = line.split()[1]
+            count[table, chain] += 1
+            yield table, chain, line, count[table, chain]
+
+
+def _without(text: str, hanging: Mapping[tuple[str, str, str], int]) -> str:
+    """The text with each jump taken out, as often as it hangs, before it is put in: it stood behind others' rules."""
+    table, lines = "", []
+    for line in text.splitlines():
+        table = line[1:] if line.startswith("*") else table
+        words = line.split()
+        if words[:1] == ["-I"]:
+            jump = (table, words[1], words[4])
+            lines += [f"-D {words[1]} -j {words[4]}"] * hanging.get(jump, 0)
+        lines.append(line)
+    return "\n".join(lines) + "\n"

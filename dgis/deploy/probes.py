@@ -6,13 +6,13 @@ nobody declared. What a vantage point may do follows from its address and the ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal
 
 from dgis.deploy.decide import Connection, judge
-from dgis.deploy.flows import Door, Exit, Flows
+from dgis.deploy.flows import Door, Flows
 from dgis.deploy.plan import HostPlan
 from dgis.deploy.topology import Guest
 from dgis.deploy.values import PortRange
@@ -44,11 +44,16 @@ _USUAL = (
     9443,
     16509,
 )
+# Where a guest looks first once it has been broken into
+_INSIDE = (22, 80, 443, 2222, 9443, 11112)
 
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One connection to try: `name` is the TLS server name where the kind is tls."""
+    """One connection to try: `name` is the TLS server name where the kind is tls.
+
+    Where it may be `idle` somebody has to answer, but nothing has to listen just now.
+    """
 
     kind: Kind
     address: IPv4Address
@@ -56,6 +61,7 @@ class Try:
     name: str
     expected: Expected
     what: str
+    idle: bool = False
 
 
 def of_doors(plan: HostPlan, flows: Flows, vantage: IPv4Address, *, inside: bool) -> tuple[Try, ...]:
@@ -64,18 +70,28 @@ def of_doors(plan: HostPlan, flows: Flows, vantage: IPv4Address, *, inside: bool
     return tuple(dict.fromkeys([*tries, *_undeclared(plan, flows, vantage, inside)]))
 
 
-def of_exits(flows: Flows, guest: Guest) -> tuple[Try, ...]:
-    """What a guest may connect to, as tries from that guest; other protocols than TCP cannot be tried so."""
-    return tuple(
-        Try("tcp", way.target.network_address, port, "", "open", f"{way.purpose} ({way.whose})")
+def of_guest(plan: HostPlan, flows: Flows, guest: Guest, others: Iterable[Guest]) -> tuple[Try, ...]:
+    """What a guest may connect to, and what it may not: its host, guests beside it, other ports of its peers.
+
+    Other protocols than TCP cannot be tried so.
+    """
+    exits = tuple(
+        Try("tcp", way.target.network_address, port, "", "open", f"{way.purpose} ({way.whose})", idle=True)
         for way in flows.exits
         if way.guest == guest.name and way.protocol == "tcp" and way.target.prefixlen == 32
-        for port in _ends(way)
+        for port in dict.fromkeys((way.ports.first, way.ports.last))
     )
-
-
-def _ends(way: Exit) -> tuple[int, ...]:
-    return tuple(dict.fromkeys((way.ports.first, way.ports.last)))
+    open_ones = {(one.address, one.port) for one in exits}
+    gateways = [network.gateway for network in plan.host.networks if guest.address in network.cidr]
+    targets = [*gateways, *(other.address for other in others if other is not guest), *(one.address for one in exits)]
+    closed = (
+        Try("tcp", address, port, "", "closed", "nobody declared it")
+        for address in dict.fromkeys(targets)
+        for port in _INSIDE
+        if (address, port) not in open_ones
+        and judge(plan, Connection(guest.address, address, "tcp", port)) == "refused"
+    )
+    return (*dict.fromkeys(exits), *closed)
 
 
 def _door(plan: HostPlan, door: Door, vantage: IPv4Address, inside: bool) -> Iterator[Try]:
@@ -88,7 +104,8 @@ def _door(plan: HostPlan, door: Door, vantage: IPv4Address, inside: bool) -> Ite
             allowed = allowed and _routed(plan, door, vantage)
         kind: Kind = {"dnat": "tcp", "name": "tls", "ssh": "ssh"}[door.route]  # type: ignore[assignment]
         name = door.name if door.route == "name" else ""
-        yield Try(kind, address, port, name, "open" if allowed else "closed", door.purpose)
+        idle = door.ports.count > 1  # a data port has a listener during a transfer only
+        yield Try(kind, address, port, name, "open" if allowed else "closed", door.purpose, idle)
 
 
 def _routed(plan: HostPlan, door: Door, vantage: IPv4Address) -> bool:

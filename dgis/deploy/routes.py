@@ -7,17 +7,22 @@ change at run time without a reload: `networks` turns a client's address into a 
 
 from __future__ import annotations
 
+import hashlib
 from ipaddress import IPv4Network
 from typing import Final
 
 from dgis.deploy.plan import Front, FrontRoute
 
+MARKER: Final = "DGIS_FRONT"
 CONFIG, NETWORKS, ROUTES = "haproxy.cfg", "front-networks.map", "front-routes.map"
 SOCKET: Final = "/run/haproxy/dgis.sock"
+MASTER: Final = "/run/haproxy-master.sock"  # as Debian's unit starts it: it knows the processes from before a reload
 _TEXT: Final = """\
 # made from the site file by dgis deploy render; edit that, not this
 global
     default-path config
+    # which configuration is in force, for whoever asks the running process
+    setenv {marker} {digest}
     log /dev/log local0 notice
     stats socket {socket} mode 600 level admin expose-fd listeners
     stats timeout 30s
@@ -62,12 +67,32 @@ backend guests
 
 def config(front: Front, *, socket: str = SOCKET) -> str:
     """haproxy.cfg; the map files lie beside it. In a guest it listens at any address, on a host at the public one."""
+    return _config(front, socket, digest(front, socket=socket))
+
+
+def digest(front: Front, *, socket: str = SOCKET) -> str:
+    """What the configuration calls itself: another one when anything in it is another."""
+    return hashlib.sha256(_config(front, socket, "").encode()).hexdigest()[:16]
+
+
+def _config(front: Front, socket: str, digest: str) -> str:
     address = "0.0.0.0" if front.guest is not None else str(front.address)
-    return _TEXT.format(socket=socket, address=address, port=front.port, ssh="ssh:", networks=NETWORKS, routes=ROUTES)
+    return _TEXT.format(
+        socket=socket,
+        address=address,
+        port=front.port,
+        ssh="ssh:",
+        networks=NETWORKS,
+        routes=ROUTES,
+        marker=MARKER,
+        digest=digest,
+    )
 
 
-def maps(front: Front) -> dict[str, dict[str, str]]:
-    """Both maps as key to value, by file name, in the order in which they are written."""
+def maps(front: Front | None) -> dict[str, dict[str, str]]:
+    """Both maps as key to value, by file name, in the order in which they are written; empty without a front."""
+    if front is None:
+        return {NETWORKS: {}, ROUTES: {}}
     named = sorted({network for route in front.routes for network in route.sources})
     allowed = {network: [route for route in front.routes if _may(network, route)] for network in named}
     networks = {str(network): str(network) for network in named}

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from ipaddress import IPv4Address
-from typing import Any, Literal
+from typing import Literal
 
 from dgis.deploy import apply, hostfiles, live, probes, routes
 from dgis.deploy.apply import Way
 from dgis.deploy.errors import HostError
 from dgis.deploy.flows import Flows
-from dgis.deploy.machine import Machine
+from dgis.deploy.machine import Machine, digest_of
 from dgis.deploy.plan import HostPlan
 from dgis.deploy.probes import Try
-from dgis.deploy.topology import Guest, Site
+from dgis.deploy.topology import Site
 
 State = Literal["as written", "drift", "not tried"]
+PATIENCE = 3.0  # seconds for an answer, over slow lines too
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report. `check` is what was held against the file: kept file, live rule, front, setting, way."""
+    """One line of the report.
+
+    `check` is what was held against the site file: a kept file, the live rules, a kernel setting, the running front, or
+    a way that was tried.
+    """
 
     check: str
     host: str
@@ -35,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Vantage:
-    """A place from which connections are tried: `host`, `outside`, `lan`, or the name of a guest.
+    """A place from which connections are tried: `host`, `outside`, `lan`, the name of a guest, or of a peer's site.
 
     `seen` is the address that the site sees of it, where that is not its own (NAT on the way).
     """
@@ -43,6 +48,19 @@ class Vantage:
     name: str
     machine: Machine
     seen: IPv4Address | None = None
+
+
+def report(
+    site: Site, flows: Flows, plan: HostPlan, way: Way, vantages: Iterable[Vantage], *, patience: float = PATIENCE
+) -> tuple[Row, ...]:
+    """Everything of one host. A vantage point that cannot be asked is a row, the host itself a HostError."""
+    rows = list(of_host(plan, way))
+    for vantage in (Vantage("host", way.machine), *vantages):
+        try:
+            rows += from_vantage(site, flows, plan, vantage, patience=patience)
+        except HostError as error:
+            rows.append(Row("way", plan.host.name, f"from {vantage.name}", "an answer", str(error), "not tried"))
+    return tuple(rows)
 
 
 def of_host(plan: HostPlan, way: Way) -> Iterator[Row]:
@@ -53,23 +71,28 @@ def of_host(plan: HostPlan, way: Way) -> Iterator[Row]:
     yield from _front(plan, way)
 
 
-def from_vantage(site: Site, flows: Flows, plan: HostPlan, vantage: Vantage) -> Iterator[Row]:
+def from_vantage(
+    site: Site, flows: Flows, plan: HostPlan, vantage: Vantage, *, patience: float = PATIENCE
+) -> Iterator[Row]:
     """What can be reached from a place, and what must not be."""
-    guest = next((each for each in site.guests if each.name == vantage.name), None)
-    tries = probes.of_exits(flows, guest) if guest is not None else _from(plan, flows, vantage)
+    tries = _tries(site, flows, plan, vantage)
     if not tries:
         yield Row("way", plan.host.name, f"from {vantage.name}", "", "nothing here is reached from there", "not tried")
         return
-    for one, (result, detail) in zip(tries, attempt(vantage.machine, tries), strict=True):
+    for one, (result, detail) in zip(tries, attempt(vantage.machine, tries, patience=patience), strict=True):
         yield _row(plan.host.name, vantage, one, result, detail)
 
 
-def _from(plan: HostPlan, flows: Flows, vantage: Vantage) -> tuple[Try, ...]:
+def _tries(site: Site, flows: Flows, plan: HostPlan, vantage: Vantage) -> tuple[Try, ...]:
+    guest = next((each for each in site.guests if each.name == vantage.name), None)
+    if guest is not None:
+        return probes.of_guest(plan, flows, guest, site.guests)
     inside = vantage.name in ("host", "lan")
     targets = {door.address if inside else door.public for door in flows.doors if door.host == plan.host.name}
     if not targets:
         return ()
-    seen = vantage.seen or source_address(vantage.machine, min(targets))
+    peers = (peer.public for peer in site.peers if peer.site == vantage.name)
+    seen = vantage.seen or next(peers, None) or source_address(vantage.machine, min(targets))
     return probes.of_doors(plan, flows, seen, inside=inside)
 
 
@@ -79,12 +102,13 @@ def source_address(machine: Machine, target: IPv4Address) -> IPv4Address:
     return IPv4Address(said[0]["prefsrc"])
 
 
-def attempt(machine: Machine, tries: tuple[Try, ...]) -> list[tuple[str, str]]:
+def attempt(machine: Machine, tries: tuple[Try, ...], *, patience: float = PATIENCE) -> list[tuple[str, str]]:
     """Try them from a machine that needs no more than Python 3."""
     script = resources("dgis.deploy").joinpath("prober.py").read_text(encoding="utf-8")
-    asked = [[one.kind, str(one.address), one.port, one.name] for one in tries]
+    asked = json.dumps([[one.kind, str(one.address), one.port, one.name] for one in tries])
+    limit = 20 + 2 * patience * (1 + len(tries) / 100)
     said: list[tuple[str, str]] = json.loads(
-        machine.run(("python3", "-c", script), text=json.dumps(asked), timeout=20 + len(tries))
+        machine.run(("python3", "-c", script, str(patience)), text=asked, timeout=limit)
     )
     return said
 
@@ -92,10 +116,10 @@ def attempt(machine: Machine, tries: tuple[Try, ...]) -> list[tuple[str, str]]:
 def _row(host: str, vantage: Vantage, one: Try, result: str, detail: str) -> Row:
     name = f" ({one.name})" if one.name else ""
     subject = f"{vantage.name} -> {one.address}:{one.port}{name}: {one.what}"
-    found = f"{result}: {detail}" if detail and result != "open" else result
+    found = f"{result}: {detail}" if detail and result != "open" and result not in detail else result
     if one.expected == "open":
-        # A guest that refuses shows that the way is open; a data port has a listener during a transfer only
-        well = result == "open" or (result == "refused" and one.kind == "tcp")
+        # Who refuses shows that the way is open
+        well = result == "open" or (result == "refused" and one.idle)
         found = "open, nothing listens now" if result == "refused" and well else found
     else:
         well = result in ("silent", "refused")
@@ -103,17 +127,19 @@ def _row(host: str, vantage: Vantage, one: Try, result: str, detail: str) -> Row
 
 
 def _kept(plan: HostPlan, way: Way) -> Iterator[Row]:
-    for name, text in apply.files(plan, way).items():
-        kept = way.machine.read(way.path(name))
-        found = "missing" if kept is None else "as rendered" if kept == text else "differs"
-        yield _said("kept file", plan, name, "as rendered", found)
+    wanted = apply.files(plan, way)
+    kept = way.machine.digests([way.path(name) for name in wanted])
+    for name, text in wanted.items():
+        digest = kept.get(way.path(name))
+        found = "missing" if digest is None else "as rendered" if digest == digest_of(text) else "differs"
+        yield _said("file", plan, name, "as rendered", found)
 
 
 def _rules(plan: HostPlan, way: Way) -> Iterator[Row]:
     rules = live.firewall(plan, way.machine)
     expected, listed = rules.expected(rules.text(plan)), rules.listed()
     if not listed:
-        yield _said("live rules", plan, "all", "loaded", "not loaded")
+        yield _said("rules", plan, "all", "loaded", "not loaded")
         return
     for name in sorted(expected | listed):
         yield from _compared(plan, name, expected.get(name, []), listed.get(name, []))
@@ -123,71 +149,49 @@ def _compared(plan: HostPlan, name: str, expected: list[str], listed: list[str])
     missing = [entry for entry in expected if entry not in listed]
     extra = [entry for entry in listed if entry not in expected]
     for entry in missing:
-        yield _said("live rules", plan, name, _readable(entry), "missing")
+        yield _said("rules", plan, name, entry, "missing")
     for entry in extra:
-        yield _said("live rules", plan, name, "nothing", _readable(entry))
+        yield _said("rules", plan, name, "nothing", entry)
     if not missing and not extra:
-        found = f"{len(listed)} entries" if listed == expected else "another order"
-        yield _said("live rules", plan, name, f"{len(expected)} entries", found)
-
-
-def _readable(entry: str) -> str:
-    """An element of nft's JSON as a person writes it."""
-    try:
-        return _flat(json.loads(entry))
-    except ValueError:
-        return entry
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict) and "concat" in value:
-        return " . ".join(map(_flat, value["concat"]))
-    if isinstance(value, dict) and "range" in value:
-        return "-".join(map(_flat, value["range"]))
-    if isinstance(value, dict) and "prefix" in value:
-        return f"{value['prefix']['addr']}/{value['prefix']['len']}"
-    if isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list):
-        return " : ".join(map(_flat, value))
-    return value if isinstance(value, str) else json.dumps(value)
+        same = listed == expected
+        found = _entries(len(listed)) if same or len(listed) != len(expected) else "another order"
+        yield _said("rules", plan, name, _entries(len(expected)), found)
 
 
 def _settings(plan: HostPlan, way: Way) -> Iterator[Row]:
+    now = apply.settings(plan, way.machine)
     for name, wanted in hostfiles.sysctl(plan.host).items():
-        done = way.machine.attempt(("sysctl", "-n", name))
-        if done.returncode == 0:
-            yield _said("setting", plan, name, wanted, done.stdout.strip())
+        if name in now:
+            yield _said("setting", plan, name, wanted, now[name])
 
 
 def _front(plan: HostPlan, way: Way) -> Iterator[Row]:
-    if plan.front is None:
-        return
-    if plan.front.guest is not None:
-        text = f"runs in the guest {plan.front.guest}"
+    front = plan.front
+    if front is not None and front.guest is not None:
+        text = f"runs in the guest {front.guest}"
         yield Row("front", plan.host.name, "maps", text, "asked from outside only", "not tried")
         return
-    running = way.front
-    if not running.answers():
-        yield _said("front", plan, "HAProxy", "running", f"no answer at {way.socket}")
+    look = way.front.look()
+    if look is None:
+        if front is not None:
+            yield _said("front", plan, "HAProxy", "running", f"no answer at {way.socket}")
         return
-    now, wanted = running.maps(), routes.maps(plan.front)
-    for name in (routes.NETWORKS, routes.ROUTES):
-        for key in sorted(wanted[name].keys() | now[name].keys()):
-            expected, found = wanted[name].get(key, "nothing"), now[name].get(key, "nothing")
+    if front is not None:
+        found = "as rendered" if look.config == routes.digest(front, socket=way.socket) else "another one"
+        yield _said("front", plan, "configuration", "as rendered", found)
+    for name, wanted in routes.maps(front).items():
+        now = look.maps[name]
+        for key in sorted(wanted.keys() | now.keys()):
+            expected, found = wanted.get(key, "nothing"), now.get(key, "nothing")
             if expected != found:
                 yield _said("front", plan, f"{name}: {key}", expected, found)
-        if wanted[name] == now[name]:
-            yield _said("front", plan, name, f"{len(wanted[name])} entries", f"{len(now[name])} entries")
+        if wanted == now:
+            yield _said("front", plan, name, _entries(len(wanted)), _entries(len(now)))
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _said(check: str, plan: HostPlan, subject: str, expected: str, found: str) -> Row:
     return Row(check, plan.host.name, subject, expected, found, "as written" if expected == found else "drift")
-
-
-def guests_reached(site: Site, vantages: Mapping[str, Vantage]) -> tuple[Guest, ...]:
-    """The guests from which something can be tried."""
-    return tuple(guest for guest in site.guests if guest.name in vantages)
-
-
-def unreachable(host: str, vantage: Vantage, error: HostError) -> Row:
-    """A place that could not be asked."""
-    return Row("way", host, f"from {vantage.name}", "an answer", str(error), "not tried")

@@ -28,7 +28,7 @@ OUTSIDE = IPv4Interface("100.64.0.10/24")
 # Starts the front, or has it read its files again; its pid file is the first argument, its configuration the second
 _FRONT = (
     'if [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; then kill -USR2 "$(cat "$1")"; '
-    'else haproxy -W -D -p "$1" -f "$2"; fi'
+    'else haproxy -W -D -S "$3" -p "$1" -f "$2"; fi'
 )
 
 
@@ -90,7 +90,7 @@ class World:
         root = self.lab.folder / f"{site}-{host}"
         root.mkdir(exist_ok=True)
         machine = Machine(tuple(self.node(site, host).command([])))
-        reload = ("sh", "-c", _FRONT, "sh", str(root / "pid"), str(root / "haproxy.cfg"))
+        reload = ("sh", "-c", _FRONT, "sh", str(root / "pid"), str(root / "haproxy.cfg"), str(root / "master.sock"))
         return Way(machine, str(root), str(root / "front.sock"), reload)
 
     def options(self, site: str, host: str) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import click
 
@@ -20,55 +21,84 @@ from dgis.cli.output import EXIT_OK, EXIT_PARTLY, Format, console, format_option
 from dgis.deploy.apply import Way
 from dgis.deploy.topology import Host, Site
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from dgis.deploy.verify import Vantage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_KEPT = "dgis.cli.deploy.target"
 
 
-def _machine_options(function: F) -> F:
-    for option in (
-        click.option("--host", help="The host of the site file; without it the one that has this machine's name."),
-        click.option("--ssh", metavar="USER@ADDRESS", help="Work on it over ssh; without it on this machine."),
-        click.option("--root", default="/etc/dgis/deploy", show_default=True, help="Where the host keeps its files."),
-        click.option("--socket", help="HAProxy's administration socket.  [default: /run/haproxy/dgis.sock]"),
-        click.option("--reload", help="How to reload HAProxy, where systemd does not."),
-    ):
-        function = option(function)
-    return function
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which host of a site file is worked on, and by which way; the fields are the options of `on_a_machine`."""
 
+    host: str | None
+    ssh: str | None
+    root: str
+    socket: str | None
+    reload: str | None
 
-def _way(
-    site: Site, name: str | None, ssh: str | None, root: str, socket_: str | None, reload: str | None
-) -> tuple[Host, Way]:
-    from dgis.deploy import routes
-    from dgis.deploy.machine import Machine
+    def of(self, site: Site) -> tuple[Host, Way]:
+        """The host and the way to it. Raises UsageError when the site has no such host."""
+        from dgis.deploy import routes
+        from dgis.deploy.machine import Machine
 
-    wanted = name or socket.gethostname().split(".")[0]
-    names = [host.name for host in site.hosts]
-    if wanted not in names:
-        if name is None and len(names) == 1 and ssh is not None:
-            wanted = names[0]
-        else:
+        host = site.host(self._name(site))
+        machine = Machine.over_ssh(self.ssh, port=host.ssh_port) if self.ssh else Machine()
+        return host, Way(machine, self.root, self.socket or routes.SOCKET, tuple(shlex.split(self.reload or "")))
+
+    def _name(self, site: Site) -> str:
+        names = [host.name for host in site.hosts]
+        if self.host is None and self.ssh is not None and len(names) == 1:
+            return names[0]
+        wanted = self.host or socket.gethostname().split(".")[0]
+        if wanted not in names:
             raise click.UsageError(f"the site file has no host {wanted}; say by --host which: {', '.join(names)}")
-    host = site.host(wanted)
-    machine = Machine.over_ssh(ssh, port=host.ssh_port) if ssh else Machine()
-    return host, Way(machine, root, socket_ or routes.SOCKET, tuple(shlex.split(reload or "")))
+        return wanted
+
+
+def on_a_machine(function: Callable[Concatenate[Target, P], R]) -> Callable[P, R]:
+    """Options that say which machine; the command gets them as a Target, its first argument."""
+
+    def command(context: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        given = context.meta[_KEPT]
+        return function(Target(*(given[field.name] for field in fields(Target))), *args, **kwargs)
+
+    def keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        context.meta.setdefault(_KEPT, {})[parameter.name] = value
+
+    # its own options and its text were hung onto the function itself
+    functools.update_wrapper(command, function)
+    wrapped = click.pass_context(command)
+    for name, help_text, default, metavar in reversed(_TARGET_OPTIONS):
+        wrapped = click.option(
+            name,
+            help=help_text,
+            default=default,
+            show_default=default is not None,
+            metavar=metavar,
+            callback=keep,
+            expose_value=False,
+        )(wrapped)
+    return wrapped
+
+
+_TARGET_OPTIONS: tuple[tuple[str, str, str | None, str | None], ...] = (
+    ("--host", "The host of the site file; without it the one that has this machine's name.", None, "NAME"),
+    ("--ssh", "Work on it over ssh; without it on this machine.", None, "USER@ADDRESS"),
+    ("--root", "Where the host keeps its files.", "/etc/dgis/deploy", "DIRECTORY"),
+    ("--socket", "HAProxy's administration socket.  [default: /run/haproxy/dgis.sock]", None, "PATH"),
+    ("--reload", "How to reload HAProxy, where systemd does not.", None, "COMMAND"),
+)
 
 
 @click.command("apply", epilog="Example: dgis deploy apply site.yml --host xen1 --ssh root@xen1.example --dry-run")
 @click.argument("file", metavar="FILE", type=FILE)
-@_machine_options
+@on_a_machine
 @click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 @format_option
-def apply(
-    *,
-    file: Path,
-    host: str | None,
-    ssh: str | None,
-    root: str,
-    socket: str | None,
-    reload: str | None,
-    dry_run: bool,
-    fmt: Format,
-) -> None:
+def apply(target: Target, *, file: Path, dry_run: bool, fmt: Format) -> None:
     """Make a host do what the file says: rules in one step, the front's routes without a reload, kernel settings.
 
     Established connections survive; those that the file no longer allows are cut. A second run changes nothing.
@@ -77,16 +107,16 @@ def apply(
     from dgis.deploy import check, flows, plan
 
     site = check.load(file)
-    where, way = _way(site, host, ssh, root, socket, reload)
+    where, way = target.of(site)
     done = applying.apply(plan.plan(site, flows.derive(site), where), way, dry_run=dry_run)
     if fmt == "json":
         print_json(asdict(done))
         return
-    verb = "would change" if dry_run else "changed"
-    console().print(f"{done.host}: {verb} {', '.join(done.changed) or 'nothing'}", highlight=False, soft_wrap=True)
+    lines = [f"{done.host}: {'would change' if dry_run else 'changed'} {', '.join(done.changed) or 'nothing'}"]
     if done.cut:
-        text = f"{done.host}: {done.cut} connections {'would be' if dry_run else 'were'} cut"
-        console().print(text, highlight=False, soft_wrap=True)
+        lines.append(f"{done.host}: {done.cut} connections {'would be' if dry_run else 'were'} cut")
+    for line in lines:
+        console().print(line, highlight=False, markup=False, soft_wrap=True)
     for note in done.notes:
         notes().print(note, highlight=False, markup=False, soft_wrap=True)
 
@@ -96,25 +126,18 @@ def apply(
     epilog="Example: dgis deploy verify site.yml --host xen1 --vantage outside='ssh me@elsewhere.example'",
 )
 @click.argument("file", metavar="FILE", type=FILE)
-@_machine_options
+@on_a_machine
 @click.option(
     "--vantage", "vantages", multiple=True, metavar="NAME[@ADDRESS]=COMMAND",
-    help="Try from there too: outside, lan, or a guest's name; COMMAND goes before what is run, as ssh does; ADDRESS is how the site sees it.",
+    help="Try from there too: outside, lan, a guest's name or a peer's site; COMMAND goes before what is run, as ssh "
+    "does; ADDRESS is how the site sees it.",
 )  # fmt: skip
+@click.option(
+    "--patience", type=click.FloatRange(0.1, 60), default=3.0, show_default=True, help="Seconds to wait for an answer."
+)
 @click.option("--all", "every", is_flag=True, help="Show what is as written, too, not only drift.")
 @format_option
-def verify(
-    *,
-    file: Path,
-    host: str | None,
-    ssh: str | None,
-    root: str,
-    socket: str | None,
-    reload: str | None,
-    vantages: tuple[str, ...],
-    every: bool,
-    fmt: Format,
-) -> None:
+def verify(target: Target, *, file: Path, vantages: tuple[str, ...], patience: float, every: bool, fmt: Format) -> None:
     """Hold file, kept files, live rules, front and reality against one another, and try every way.
 
     Without --vantage it is tried from the host itself only. Exit code 3 when something drifted.
@@ -123,49 +146,49 @@ def verify(
     from dgis.deploy import verify as verifying
 
     site = check.load(file)
-    where, way = _way(site, host, ssh, root, socket, reload)
+    where, way = target.of(site)
+    places = tuple(_vantages(site, vantages))
     derived = flows.derive(site)
-    wanted = plan.plan(site, derived, where)
-    rows = [*verifying.of_host(wanted, way)]
-    for vantage in (verifying.Vantage("host", way.machine), *_vantages(vantages)):
-        rows += _tried(verifying, site, derived, wanted, vantage)
+    rows = verifying.report(site, derived, plan.plan(site, derived, where), way, places, patience=patience)
     drifted = [row for row in rows if row.state == "drift"]
-    shown = [asdict(row) for row in rows if every or fmt == "json" or row.state != "as written"]
-    print_rows(
-        fmt, f"{where.name}: {len(drifted)} of {len(rows)} drifted", shown, empty=f"{len(rows)} checks, no drift"
-    )
+    if fmt == "json":
+        print_json([asdict(row) for row in rows])
+    else:
+        shown = _shown([asdict(row) for row in rows if every or row.state != "as written"])
+        title = f"{where.name}: {len(drifted)} of {len(rows)} drifted"
+        print_rows(fmt, title, shown, empty=f"{where.name}: {len(rows)} checks, no drift")
     sys.exit(EXIT_PARTLY if drifted else EXIT_OK)
 
 
-def _vantages(given: tuple[str, ...]) -> Iterator[Any]:
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for people: the host stands in the title, and so does the state when it is the same in all."""
+    left_out = {"host"} | ({"state"} if all(row["state"] == "drift" for row in rows) else set())
+    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
+
+
+def _vantages(site: Site, given: tuple[str, ...]) -> Iterator[Vantage]:
     from dgis.deploy.machine import Machine
     from dgis.deploy.verify import Vantage
 
+    known = ["outside", "lan", *(guest.name for guest in site.guests), *(peer.site for peer in site.peers)]
     for text in given:
-        name, equals, command = text.partition("=")
+        place, equals, command = text.partition("=")
+        name, at, address = place.partition("@")
         words = tuple(shlex.split(command))
         if not (name and equals and words):
-            raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="--vantage")
-        name, at, address = name.partition("@")
+            raise click.BadParameter(f"{text!r} is not NAME=COMMAND, like outside='ssh me@elsewhere.example'")
+        if name not in known:
+            raise click.BadParameter(f"{name} is no place of this site; write one of {', '.join(known)}")
         try:
             seen = IPv4Address(address) if at else None
         except ValueError:
-            raise click.BadParameter(f"{address} is no IPv4 address", param_hint="--vantage") from None
-        yield Vantage(name, Machine(words, quoted=words[0].rsplit("/", 1)[-1] == "ssh"), seen)
-
-
-def _tried(verifying: Any, site: Site, derived: Any, wanted: Any, vantage: Any) -> list[Any]:
-    from dgis.deploy.errors import HostError
-
-    try:
-        return list(verifying.from_vantage(site, derived, wanted, vantage))
-    except HostError as error:
-        return [verifying.unreachable(wanted.host.name, vantage, error)]
+            raise click.BadParameter(f"{address or 'nothing'} after @ is no IPv4 address") from None
+        yield Vantage(name, Machine.behind(words), seen)
 
 
 @click.command("watch", epilog="Example: dgis deploy watch /etc/dgis/deploy/site.yml --host xen1 --every 5")
 @click.argument("file", metavar="FILE", type=FILE)
-@_machine_options
+@on_a_machine
 @click.option(
     "--guests", "means", type=click.Choice(["auto", "virsh", "xl", "heartbeat"]), default="auto", show_default=True,
     help="Who says which guests run: the hypervisor's tool, or the guests by answering.",
@@ -176,15 +199,11 @@ def _tried(verifying: Any, site: Site, derived: Any, wanted: Any, vantage: Any) 
 @click.option(
     "--patience", type=click.IntRange(1, 100), default=2, show_default=True, help="Looks that must miss a guest."
 )
-@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option("--once", is_flag=True, help="Look once and end; a guest that is missed then is missing.")
 def watch(
+    target: Target,
     *,
     file: Path,
-    host: str | None,
-    ssh: str | None,
-    root: str,
-    socket: str | None,
-    reload: str | None,
     means: Literal["auto", "virsh", "xl", "heartbeat"],
     every: float,
     patience: int,
@@ -198,10 +217,10 @@ def watch(
     from dgis.deploy import check
     from dgis.deploy.watch import Watch, Watched
 
-    where, way = _way(check.load(file), host, ssh, root, socket, reload)
+    where, way = target.of(check.load(file))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    state = Watch(Watched(file, where.name, way, None if means == "auto" else means, patience))
+    state = Watch(Watched(file, where.name, way, None if means == "auto" else means, 1 if once else patience))
     for line in state.looks(lambda: not once and not stop.wait(every)):
         click.echo(line)
