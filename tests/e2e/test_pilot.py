@@ -192,7 +192,18 @@ def test_what_the_files_name_is_open_and_nothing_else(pilot: Pilot, tmp_path: Pa
 def tls_server(node: Node, port: int, name: str, folder: Path) -> subprocess.Popen[bytes]:
     """A website of another project: a TLS server that shows a certificate of its own."""
     request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
-    request += ["-subj", f"/CN={name}", "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "1"]
+    request += [
+        "-subj",
+        f"/CN={name}",
+        "-addext",
+        f"subjectAltName=DNS:{name}",
+        "-keyout",
+        folder / "key.pem",
+        "-out",
+        folder / "cert.pem",
+        "-days",
+        "1",
+    ]
     node.run(request)
     serve = ["openssl", "s_server", "-quiet", "-accept", str(port)]
     child = node.popen([*serve, "-key", folder / "key.pem", "-cert", folder / "cert.pem"], log=folder / "tls.log")
