@@ -221,6 +221,8 @@ def test_the_lan_is_reached_from_the_address_on_it() -> None:
     dns = {str(row.source_addresses[0]): row.guests for row in pick(found, "lan", "dns") if row.protocol == "udp"}
     assert dns == {"10.31.0.10/32": ("front", "store"), "10.30.1.20/32": ("gate",)}
     assert {row.host for row in pick(found, "out")} == {"dmz1"}, "a host behind goes out through its gateway"
+    motol = [row for row in pick(rows(site("hospital")), "lan") if not row.enters]
+    assert {str(row.source_addresses[0]) for row in motol} == {"10.20.1.10/32"}
 
 
 def test_zones_are_split_in_words() -> None:

@@ -198,6 +198,21 @@ def test_it_can_be_heard() -> None:
     )
 
 
+def test_panels_say_who_comes_and_where_to() -> None:
+    motol = [box.what for box in drawn(check.load(next(p for p in EXAMPLES if p.stem == "hospital"))).texts]
+    for words in (
+        "from site bulovka",
+        "to site bulovka",
+        "from viewers and modalities",
+        "to VIEWER1",
+        "to package proxy",
+    ):
+        assert words in motol
+    assert "GridFTP connecting back (MODE E) to gate" in motol and "HTTPS, SFTP to meta, store1, store2" in motol
+    cesnet = [box.what for box in drawn(check.load(next(p for p in EXAMPLES if p.stem == "pilot-cesnet"))).texts]
+    assert "from sites lf1, uvn" in cesnet and "from anybody" in cesnet and "wiki to wiki" in cesnet
+
+
 def test_hosts_behind_are_joined_and_a_translating_firewall_stands_in_front() -> None:
     texts = [box.what for box in drawn(check.load(next(p for p in EXAMPLES if p.stem == "dmz-pair"))).texts]
     assert "inner wire 10.32.0.0/24" in texts
