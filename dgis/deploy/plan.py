@@ -120,7 +120,7 @@ def _front(site: Site, host: Host, doors: tuple[Door, ...]) -> Front | None:
     for door in doors:
         if door.host == host.name and door.route != "dnat":
             sources = _sources(site, door)
-            if any(IPv4Network(guest.address) in sources for guest in site.guests):
+            if any(_of_guests(site, source) for source in sources):
                 sources += _masks(site, host)
             target = site.guest(door.guest).address
             routes[door.name] = FrontRoute(door.name, target, door.inside.first, widest(sources))
@@ -188,9 +188,36 @@ def _admitted(
                 yield Permission(source, target, "tcp", door.inside)
     if shared is not None and shared.guest in here:
         gateways = _gateways(site, host, site.guest(shared.guest))
-        for source in (*(source for route in shared.routes for source in route.sources), *gateways):
+        for source in (*_callers(site, site.host(host.gateway), shared), *gateways):
             yield Permission(source, IPv4Network(shared.address), "tcp", PortRange.one(shared.port))
     yield from _front_passes(site, host, doors)
+
+
+def _callers(site: Site, gateway: Host, shared: Front) -> Iterator[IPv4Network]:
+    """Who may call a front in a guest.
+
+    It sees guests by an address that hides them all. Where that one has rights, guests that came in as anybody, or in
+    some wide network, would have them, too: only those pass that a client names.
+    """
+    sources = [source for route in shared.routes for source in route.sources]
+    hidden = [network.cidr for host in site.hosts if host.gateway == gateway.name for network in host.networks]
+    hidden += [IPv4Network(address) for address in _neighbours(site, gateway)]
+    masked = any(_of_guests(site, source) for source in sources)
+    for source in sources:
+        yield from (_without(source, hidden) if masked and not _of_guests(site, source) else (source,))
+
+
+def _of_guests(site: Site, network: IPv4Network) -> bool:
+    """Whether it is a guest of this site, or several."""
+    return any(network.subnet_of(guests) for guests in site.guest_networks)
+
+
+def _without(network: IPv4Network, holes: Iterable[IPv4Network]) -> tuple[IPv4Network, ...]:
+    """A network without those that lie within it, as several ones."""
+    left = [network]
+    for hole in widest(each for each in holes if each.subnet_of(network)):
+        left = [part for each in left for part in (each.address_exclude(hole) if hole.subnet_of(each) else (each,))]
+    return tuple(left)
 
 
 def _gateways(site: Site, host: Host, guest: Guest) -> tuple[IPv4Network, ...]:
@@ -236,11 +263,8 @@ def _outward(site: Site, guest: Guest, target: IPv4Network) -> tuple[IPv4Network
     """A network that a guest may connect to: anywhere, for one in the DMZ, does not mean the institution's LANs."""
     if site.network_of(guest).zone != "dmz":
         return (target,)
-    left = [target]
-    for lan in widest(net for host in site.hosts if host.lan is not None for net in host.lan.reach):
-        if lan.subnet_of(target) and lan != target:
-            left = [part for each in left for part in (each.address_exclude(lan) if lan.subnet_of(each) else (each,))]
-    return tuple(left)
+    lans = (net for host in site.hosts if host.lan is not None for net in host.lan.reach)
+    return _without(target, (lan for lan in lans if lan != target))
 
 
 def _inputs(site: Site, host: Host, front: Front | None) -> Iterator[Permission]:

@@ -196,7 +196,8 @@ class Doors:
             yield Exit(target, "tcp", front)
         for far in peer["guests"]:
             if "storage" in far["roles"]:
-                yield Exit(target, "tcp", front)
+                if not far.get("stock", False):  # the Grid Community Toolkit's server has no HTTPS of ours
+                    yield Exit(target, "tcp", front)
                 if "gridftp" in far:
                     yield Exit(target, "tcp", ports(far["gridftp"].get("port", 2811)))
                     yield Exit(target, "tcp", ports(far["gridftp"]["data"]))

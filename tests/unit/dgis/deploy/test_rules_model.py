@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from dgis.deploy import flows, iptables, nat, plan, topology
+from dgis.deploy import flows, iptables, nat, plan, routes, topology
 from dgis.deploy.model import SiteFile
 from dgis.deploy.plan import HostPlan
 from tests.helpers import sitefiles
+from tests.helpers.frontmodel import FrontMaps
 from tests.helpers.iptmodel import IptRules
 from tests.helpers.nftmodel import NftRules
 from tests.helpers.packets import Firewall
@@ -33,6 +34,15 @@ def walk(document: dict[str, Any], kind: str) -> Walk:
 def read(made: HostPlan, kind: str) -> Firewall:
     """A host's plan as one kind of text, read by that kind's model."""
     return NftRules.parse(nat.ruleset(made)) if kind == "nft" else IptRules.parse(iptables.ruleset(made))
+
+
+def front(document: dict[str, Any], gateway: str = "host0") -> FrontMaps:
+    """The maps of a gateway's front, as they are written and read."""
+    site = topology.resolve(SiteFile.model_validate(document))
+    made = plan.plan(site, flows.derive(site), site.host(gateway)).front
+    assert made is not None
+    texts = {name: routes.text(entries) for name, entries in routes.maps(made).items()}
+    return FrontMaps.parse(texts[routes.NETWORKS], texts[routes.ROUTES])
 
 
 def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any) -> dict[str, Any]:
@@ -136,3 +146,20 @@ def test_guests_of_another_gateway_use_a_door_by_the_address_that_hides_them(kin
         assert (end.kind, end.port) == ("host" if port == 443 else "guest", port)
         assert rules.from_guest(rules.facts.guests["g2"], tcp(public, port)).end == CLOSED
         assert rules.from_beyond(rules.facts.hosts["host1"], STRANGER, tcp(public, port)).end == CLOSED
+
+
+@both
+def test_a_guest_that_anybody_s_name_lets_in_gets_no_name_of_others_from_a_front_in_a_guest(kind: str) -> None:
+    anybody = {"names": [{"name": "wiki.here.example", "port": 8443, "from": ["any"]}]}
+    document = site({"roles": ["front"]}, {"roles": ["storage"]}, {"roles": ["storage"]}, anybody, {}, peers=1)
+    rules, maps = walk(document, kind), front(document)
+    store, wiki = "storage.g1.here.example", "wiki.here.example"
+    call = tcp(PUBLIC, 443)
+    for name in ("g3", "g4"):
+        arrival = rules.from_guest(rules.facts.guests[name], call)
+        assert arrival.end == CLOSED or maps.lead(arrival.source, store) is None, "hidden behind the bridge's address"
+    arrival = rules.from_guest(rules.facts.guests["g2"], call)
+    assert arrival.end == End("guest", "g0", 443) and rules.answered(arrival, call)
+    assert maps.lead(arrival.source, store) and maps.lead(arrival.source, wiki)
+    assert from_beyond(rules, STRANGER, call).end == End("guest", "g0", 443)
+    assert maps.lead(STRANGER, wiki) == (IPv4Address("10.77.0.13"), 8443) and maps.lead(STRANGER, store) is None
