@@ -23,6 +23,7 @@ from certs import ca
 from certs.config import IdentityConfig
 from certs.https.server import create_app, route_rules
 from dgis.config import NodeConfig
+from dgis.deploy.model import SiteFile
 from dgis.metrics import make_metrics
 from storage_provider.config import StorageConfig
 from storage_provider.node import build as build_storage
@@ -47,6 +48,7 @@ def render() -> str:
         ("`dgis-storage serve`", StorageConfig),
     ):
         parts += [f"### {title}", *_tables(model)]
+    parts += ["### `dgis deploy`: the site file", *_site_file()]
     with tempfile.TemporaryDirectory() as home:
         parts += ["## Routes", *_routes(Path(home))]
     parts += ["## Metrics", _table(("metric", "kind", "labels", "meaning"), _metrics())]
@@ -68,6 +70,31 @@ def _tables(model: type[BaseModel]) -> Iterator[str]:
         if table.__doc__:
             yield " ".join(table.__doc__.split())
         yield _table(("key", "default"), [(f"`{key}`", _default(field)) for key, field in table.model_fields.items()])
+
+
+def _site_file() -> Iterator[str]:
+    """Every table of a site file, from the top down; each once."""
+    waiting: list[tuple[str, type[BaseModel]]] = [("the file", SiteFile)]
+    seen: set[type[BaseModel]] = set()
+    while waiting:
+        name, table = waiting.pop(0)
+        if table in seen:
+            continue
+        seen.add(table)
+        yield f"#### {name}"
+        yield " ".join((table.__doc__ or "").split())
+        yield _table(
+            ("key", "default"),
+            [(f"`{_key(key, field)}`", _default(field)) for key, field in table.model_fields.items()],
+        )
+        for key, field in table.model_fields.items():
+            waiting += [
+                (f"`{key}`" if name == "the file" else f"{name}, `{key}`", each) for each in _models(field.annotation)
+            ]
+
+
+def _key(name: str, field: object) -> str:
+    return getattr(field, "alias", None) or name
 
 
 def _models(annotation: object) -> list[type[BaseModel]]:
