@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 HOST_NAME = re.compile(rb"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")
@@ -49,14 +50,20 @@ def tls(address: str, port: int, name: str, patience: float) -> tuple[str, str]:
 
 
 def names(certificate: bytes) -> list[str]:
-    """The DNS names of a certificate in DER: in subjectAltName each is [2], its length, and the name (RFC 5280)."""
-    found = []
-    for place in (match.end() for match in re.finditer(rb"\x82\x81?", certificate)):
+    """The DNS names of a certificate in DER: in subjectAltName each is [2], its length, and the name (RFC 5280).
+
+    One without any has its subject's common name, the last one that stands there, as old servers have it.
+    """
+    return [*texts(rb"\x82\x81?", certificate)] or [*texts(rb"\x06\x03\x55\x04\x03[\x0c\x13\x16]", certificate)][-1:]
+
+
+def texts(tag: bytes, certificate: bytes) -> Iterator[str]:
+    """Every host name that follows such a tag and its own length."""
+    for place in (match.end() for match in re.finditer(tag, certificate)):
         length = certificate[place] if place < len(certificate) else 0
         text = certificate[place + 1 : place + 1 + length]
         if len(text) == length and HOST_NAME.fullmatch(text):
-            found.append(text.decode())
-    return found
+            yield text.decode()
 
 
 def ssh(address: str, port: int, name: str, patience: float) -> tuple[str, str]:
