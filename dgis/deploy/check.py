@@ -45,11 +45,13 @@ def contradictions(site: Site, others: Iterable[Site], source: Source) -> tuple[
         source.finding(("peers", number), text)
         for number, peer in enumerate(site.peers)
         if peer.site in known
-        for text in _differences(peer, known[peer.site])
+        for text in _differences(site, peer, known[peer.site])
     )
 
 
-def _differences(peer: Peer, other: Site) -> Iterator[str]:
+def _differences(site: Site, peer: Peer, other: Site) -> Iterator[str]:
+    if site.name not in {each.site for each in other.peers}:
+        yield f"its own file does not name {site.name} as a peer: its doors are shut to us"
     publics = sorted({host.public for host in other.hosts if host.public is not None})
     if peer.public not in publics:
         yield f"its own file has the public address {', '.join(map(str, publics))}, not {peer.public}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dgis.deploy.model import GuestTable, HostTable, NetworkTable, SiteFile
 from dgis.deploy.sitefile import Loc
-from dgis.deploy.topology import catalog_site
+from dgis.deploy.topology import DIMSE_PORT, DIMSE_TLS_PORT, HTTPS_PORTS, SFTP_PORT, catalog_site
 from dgis.deploy.values import PortRange, Protocol
 
 Problem = tuple[Loc, str]
@@ -16,14 +16,27 @@ _PRIVILEGED = 1024  # services run as ordinary users
 
 def problems(file: SiteFile) -> Iterator[Problem]:
     """Everything that is wrong with roles and ports; wants references that hold."""
+    yield from _people(file)
     yield from _catalog(file)
     yield from _once(file)
     yield from _dimse(file)
     for number, guest in enumerate(file.guests):
         yield from _ports_of(number, guest)
         yield from _facing(file, number, guest)
+        yield from _own_ports(number, guest)
     yield from _clashes(file)
     yield from _names_twice(file)
+
+
+def _people(file: SiteFile) -> Iterator[Problem]:
+    for number, network in enumerate(file.admins):
+        if network.prefixlen == 0:
+            yield ("admins", number), "SSH to the hosts from anybody: name the networks of those who administer them"
+    seen: dict[str, str] = {}
+    for number, peer in enumerate(file.peers):
+        other = seen.setdefault(str(peer.address), peer.site)
+        if other != peer.site:
+            yield ("peers", number, "address"), f"is the public address of {other}: two sites cannot share one"
 
 
 def _catalog(file: SiteFile) -> Iterator[Problem]:
@@ -102,7 +115,7 @@ def _facing(file: SiteFile, number: int, guest: GuestTable) -> Iterator[Problem]
     """Zones: who is inside may not face out; who is in the DMZ may not reach into the institution."""
     zone, loc = _network(file, guest).zone, ("guests", number)
     if zone == "inside":
-        for key in ("forwards", "names"):
+        for key in ("forwards", "names", "active"):
             if getattr(guest, key):
                 yield (*loc, key), "this guest is in a network inside: put it into one of zone dmz or open to face out"
         for role in ("catalog", "storage", "front"):
@@ -117,6 +130,21 @@ def _facing(file: SiteFile, number: int, guest: GuestTable) -> Iterator[Problem]
                     "of zone inside or open, or leave host and port out (C-GET needs neither)"
                 )
                 yield (*loc, "dimse", "aes", place, "host"), text
+
+
+def _own_ports(number: int, guest: GuestTable) -> Iterator[Problem]:
+    """No forward and no name leads to a service of ours: who may come there follows from the roles."""
+    own = set(HTTPS_PORTS.values()) | {DIMSE_PORT, DIMSE_TLS_PORT, SFTP_PORT}
+    own |= {guest.gridftp.port} if guest.gridftp is not None else set()
+    if not guest.roles:
+        return
+    for key, each in (("forwards", "guest"), ("names", "port")):
+        for place, entry in enumerate(getattr(guest, key)):
+            inside = (entry.guest or entry.public) if key == "forwards" else PortRange.one(entry.port)
+            taken = sorted(port for port in own if port in inside)
+            if taken:
+                text = f"port {taken[0]} is a service's of this guest: who may come there follows from its roles"
+                yield ("guests", number, key, place, each), f"{text}; leave this out"
 
 
 @dataclass(frozen=True, slots=True)
