@@ -11,6 +11,8 @@ from dgis.deploy.machine import Machine
 from dgis.deploy.topology import Host, Site
 
 Means = Literal["virsh", "xl", "heartbeat"]
+# Name ID Mem VCPUs State Time; the states are r, b (waiting), p(aused), s(hut down), c(rashed), d(ying)
+_XL_COLUMNS, _XL_GONE = 6, frozenset("pscd")
 # A guest whose kernel answers, with a connection or by refusing one, is alive; ssh runs in every guest of ours
 _BEAT: Final = """\
 import json, socket, sys
@@ -50,9 +52,12 @@ def _virsh(machine: Machine) -> frozenset[str]:
 
 
 def _xl(machine: Machine) -> frozenset[str]:
-    """`xl list -l` is JSON; a guest that is shutting down or crashed is no longer listed as a domain with a name."""
-    domains = json.loads(machine.run(("xl", "list", "--long")))
-    return frozenset(domain["config"]["c_info"]["name"] for domain in domains if domain.get("domid") != 0)
+    """The short list has the states, which `xl list --long` leaves out: one that has crashed may still be listed."""
+    lines = machine.run(("xl", "list")).splitlines()
+    if not lines or lines[0].split()[:2] != ["Name", "ID"]:
+        raise HostError(f"xl list says what no version known here says: {' '.join(lines[:1])[:100] or 'nothing'}")
+    rows = (words for line in lines[1:] if len(words := line.split()) == _XL_COLUMNS)
+    return frozenset(row[0] for row in rows if row[1] != "0" and not _XL_GONE & set(row[4]))
 
 
 def _heartbeat(site: Site, host: Host, machine: Machine) -> frozenset[str]:

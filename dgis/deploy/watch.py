@@ -2,7 +2,8 @@
 
 A door leads to a guest that runs. When a guest stops, its doors shut and its connections end at once, instead of
 packets into nothing; when it runs again, they open. A guest that misses one look keeps its doors: `patience` looks in a
-row must miss it. A site file that is broken, or a hypervisor that cannot be asked, changes nothing and is said once.
+row must miss it, the first ones too, since `apply` opened the doors of all. While a site file is broken the last one
+that was good counts; a hypervisor that cannot be asked changes nothing. Either is said once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Watch:
     _seen: bytes = b""
     _absent: dict[str, int] = field(default_factory=dict)
     _in_force: tuple[bytes, frozenset[str]] | None = None
-    _trouble: str = ""
+    _said: tuple[str, ...] = ()
 
     def looks(self, pause: Callable[[], bool]) -> Iterator[str]:
         """One line for whatever changed, until `pause` (wait for the next look) says False."""
@@ -49,33 +50,38 @@ class Watch:
 
     def look(self) -> Iterator[str]:
         """Look once: bring the host in step if something changed; yields what was done or is wrong."""
+        wrong: list[str] = []
         try:
-            yield from self._look()
+            yield from self._look(wrong)
         except (DeployError, OSError) as error:
-            text = str(error)
-            if text != self._trouble:
-                yield f"nothing changed: {text}"
-            self._trouble = text
-            return
-        if self._trouble:
-            self._trouble = ""
-            yield "all well again"
+            wrong.append(f"not in step: {error}")
+        if tuple(wrong) != self._said:
+            yield from (line for line in wrong if line not in self._said)
+            if not wrong:
+                yield "all well again"
+        self._said = tuple(wrong)
 
-    def _look(self) -> Iterator[str]:
-        site = self._read()
+    def _look(self, wrong: list[str]) -> Iterator[str]:
+        site = self._read(wrong)
         host = self._host(site)
         up = self._up(site, host)
         asked = (self._seen, up)
         # Looked at anew each time: rules that somebody else changed come back, too
         done = apply.apply(plan.plan(site, flows.derive(site), host, running=up), self.watched.way)
         if done.changed or done.cut or asked != self._in_force:
-            yield _said(done, up)
+            yield _summary(done, up)
+        wrong += done.notes
         self._in_force = asked
 
-    def _read(self) -> Site:
-        text = self.watched.file.read_bytes()
-        if self._site is None or text != self._seen:
-            self._site, self._seen = check.load(self.watched.file), text
+    def _read(self, wrong: list[str]) -> Site:
+        try:
+            text = self.watched.file.read_bytes()
+            if self._site is None or text != self._seen:
+                self._site, self._seen = check.load(self.watched.file), text
+        except (DeployError, OSError) as error:
+            if self._site is None:
+                raise
+            wrong.append(f"the site file as it was before still counts: {error}")
         return self._site
 
     def _host(self, site: Site) -> Host:
@@ -89,7 +95,7 @@ class Watch:
         elsewhere = {guest.name for guest in site.guests if guest.host != host.name}
         means = self.watched.means or guests.means_of(host)
         alive = guests.running(site, host, self.watched.way.machine, means)
-        before = self._in_force[1] if self._in_force is not None else frozenset()
+        before = self._in_force[1] if self._in_force is not None else {guest.name for guest in site.guests}
         kept = set()
         for guest in site.guests_at(host):
             self._absent[guest.name] = 0 if guest.name in alive else self._absent.get(guest.name, 0) + 1
@@ -98,8 +104,7 @@ class Watch:
         return alive | elsewhere | frozenset(kept)
 
 
-def _said(done: Applied, up: frozenset[str]) -> str:
+def _summary(done: Applied, up: frozenset[str]) -> str:
     changed = ", ".join(done.changed) or "nothing"
-    return (
-        f"{done.host}: changed {changed}; {done.cut} connections ended; doors open of {', '.join(sorted(up)) or 'none'}"
-    )
+    doors = ", ".join(sorted(up)) or "no guest"
+    return f"{done.host}: changed {changed}; {done.cut} connections ended; open are the doors of {doors}"
