@@ -3,6 +3,7 @@
 Hosts and guests are called by their name and the site's domain (`node1.hospital.example`): no such name is that of a
 group, and the inventories of several sites lie side by side although their guests may have the same private addresses.
 For the same reason every machine is known to SSH by that name (`HostKeyAlias`), and has a control socket of its own.
+Guests of other projects are theirs: no playbook reaches them, `dgis_foreign` has their names.
 """
 
 from __future__ import annotations
@@ -59,19 +60,24 @@ def files(site: Site) -> dict[str, str]:
     }
     for host in site.hosts:
         made[f"inventory/{VARS}/{name_of(site, host.name)}.yml"] = _yaml(host_vars(site, host))
-    for guest in site.guests:
+    for guest in ours(site):
         made[f"inventory/{VARS}/{name_of(site, guest.name)}.yml"] = _yaml(guest_vars(site, guest))
         made[f"inventory/{NAMES}/{name_of(site, guest.name)}"] = cloudinit.hosts(site, guest)
     return made
 
 
+def ours(site: Site) -> tuple[Guest, ...]:
+    """The guests that are made from our image."""
+    return tuple(guest for guest in site.guests if guest.roles)
+
+
 def inventory(site: Site) -> Vars:
     """The groups, as Ansible's YAML inventory has them; what holds for the whole site stands at `site_NAME`."""
     kinds = {kind: _group(site, _of_kind(site, kind)) for kind in ("xen", "kvm")}
-    machines = [host.name for host in site.hosts] + [guest.name for guest in site.guests]
+    machines = [host.name for host in site.hosts] + [guest.name for guest in ours(site)]
     children: Vars = {
         "hypervisors": {"children": kinds},
-        "guests": _group(site, (guest.name for guest in site.guests)),
+        "guests": _group(site, (guest.name for guest in ours(site))),
         **{role: _group(site, (guest.name for guest in site.guests if role in guest.roles)) for role in ROLES},
         f"site_{site.name.replace('-', '_')}": {**_group(site, machines), "vars": site_vars(site)},
     }
@@ -109,7 +115,8 @@ def host_vars(site: Site, host: Host) -> Vars:
             {"name": network.name, "bridge": network.bridge, "cidr": str(network.cidr)} for network in host.networks
         ],
         "dgis_front": name_of(site, front.name) if front is not None else name_of(site, host.gateway),
-        "dgis_guests": [name_of(site, guest.name) for guest in site.guests_at(host)],
+        "dgis_guests": [name_of(site, guest.name) for guest in site.guests_at(host) if guest.roles],
+        "dgis_foreign": [guest.name for guest in site.guests if not guest.roles],
     }
 
 
@@ -168,7 +175,7 @@ def ssh_config(site: Site) -> str:
     blocks = [_HEAD.rstrip("\n")]
     for host in site.hosts:
         blocks.append(_block(site, host.name, way_to_host(site, host), user="root"))
-    for guest in site.guests:
+    for guest in ours(site):
         block = _block(site, guest.name, way_to_guest(site, guest), user=OPERATOR)
         blocks.append(f"{block}\n  StrictHostKeyChecking accept-new")
     blocks.append("# what is said above comes first\nMatch all\n  Include ~/.ssh/config")

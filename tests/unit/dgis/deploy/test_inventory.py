@@ -58,14 +58,22 @@ def test_every_machine_is_in_the_groups_of_what_it_is_for(name: str) -> None:
     hypervisors = groups["hypervisors"]["children"]
     for host in one.hosts:
         assert f"{host.name}.{one.domain}" in hypervisors[host.hypervisor]["hosts"]
-    for guest in one.guests:
+    for guest in inventory.ours(one):
         full = f"{guest.name}.{one.domain}"
         assert full in groups["guests"]["hosts"]
         assert {role for role in inventory.ROLES if full in groups[role]["hosts"]} == set(guest.roles)
     everybody = groups[f"site_{one.name}"]["hosts"]
     assert set(everybody) == {
-        f"{each}.{one.domain}" for each in [*(h.name for h in one.hosts), *(g.name for g in one.guests)]
+        f"{each}.{one.domain}" for each in [*(h.name for h in one.hosts), *(g.name for g in inventory.ours(one))]
     }
+
+
+def test_guests_of_other_projects_are_not_ours_to_reach() -> None:
+    one = site("pilot-cesnet")
+    made = inventory.files(one)
+    assert "wiki.cesnet.example" not in "".join(made.values()).replace("198.51.100.10 wiki.cesnet.example", "")
+    assert inventory.host_vars(one, one.host("xen1"))["dgis_foreign"] == ["wiki"]
+    assert inventory.host_vars(one, one.host("xen1"))["dgis_guests"] == ["node.cesnet.example"]
 
 
 def test_variables_say_what_the_other_artefacts_say() -> None:
@@ -135,7 +143,7 @@ def test_inventories_of_several_sites_lie_side_by_side(tmp_path: Path) -> None:
     found, warnings = listed(*files)
     assert warnings == ""  # a host called as a group is, say: the guest front has the role front
     machines = found["_meta"]["hostvars"]
-    assert len(machines) == sum(len(site(name).hosts) + len(site(name).guests) for name in NAMES)
+    assert len(machines) == sum(len(site(name).hosts) + len(inventory.ours(site(name))) for name in NAMES)
     # the guests of three sites have one address, and must not share a connection or a host key
     same = [values for values in machines.values() if values["ansible_host"] == "10.77.0.11"]
     assert len(same) > 2
