@@ -156,10 +156,10 @@ def test_two_institutions_sheets_agree_on_what_is_between_them(name: str, other:
 
 def test_gridftp_shows_both_sides() -> None:
     motol, brno = rows(site("hospital")), rows(site("dmz-pair"))
-    assert [str(row.ports) for row in pick(motol, "in", "gridftp")] == ["2811", "2812"]
-    assert [str(row.ports) for row in pick(motol, "in", "gridftp data")] == ["50000-50099", "50100-50199"]
-    assert [str(row.ports) for row in pick(motol, "out", "gridftp")] == ["2811"]
-    assert [str(row.ports) for row in pick(motol, "out", "gridftp data")] == ["50000-50199"]
+    assert [str(row.ports) for row in pick(motol, "in", "gridftp")] == ["2811", "2812"] * 2  # of each peer
+    assert [str(row.ports) for row in pick(motol, "in", "gridftp data")] == ["50000-50099", "50100-50199"] * 2
+    assert [str(row.ports) for row in pick(motol, "out", "gridftp")] == ["2811"] * 2
+    assert [str(row.ports) for row in pick(motol, "out", "gridftp data")] == ["50000-50199"] * 2
     (back,) = pick(motol, "in", "connect back")
     assert (back.source, str(back.ports), back.guests) == ("site bulovka", "50300-50349", ("gate",))
     assert back.initiated_by == "site bulovka, asked by the receiver"

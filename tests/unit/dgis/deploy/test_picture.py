@@ -202,7 +202,8 @@ def test_panels_say_who_comes_and_where_to() -> None:
     motol = [box.what for box in drawn(check.load(next(p for p in EXAMPLES if p.stem == "hospital"))).texts]
     for words in (
         "from site bulovka",
-        "to site bulovka",
+        "from sites bulovka, brno",
+        "to site brno",
         "from viewers and modalities",
         "to VIEWER1",
         "to package proxy",

@@ -194,6 +194,8 @@ def test_the_gridmap_names_services_of_all_sites_and_operators(tmp_path: Path) -
         f"{base}catalog.meta.motol.example": ["catalog"],
         f"{base}storage.store1.motol.example": ["storage"],
         f"{base}storage.store2.motol.example": ["storage"],
+        f"{base}dgis.gate.brno.example": ["gateway"],
+        f"{base}storage.store.brno.example": ["storage"],
         f"{base}dgis.gate.bulovka.example": ["gateway"],
         f"{base}storage.gct.bulovka.example": ["storage"],
         "/O=Hospital Grid/OU=People/CN=Jana  N. #1": ["operator"],
@@ -233,7 +235,7 @@ def test_no_text_of_a_site_file_breaks_out_of_its_place(
         assert load_node(etc / "node/node.toml").dgis.aet == aet.strip()
         assert {entry.title for entry in AeTable(etc / "node/ae.toml").entries()} == {title.strip()}
     roles = {dn: entry.roles for dn, entry in read_gridmap(etc / "gridmap").items()}
-    assert len(roles) == 7
+    assert len(roles) == 9
     assert roles[names.subject(odd, "dgis.gate.motol.example")] == {"gateway"}
     assert [dn for dn, role in roles.items() if role == {"operator"}] == [DN.parse(f"/O=Grid/CN={operator}")]
 
