@@ -33,7 +33,7 @@ def judge(plan: HostPlan, connection: Connection) -> Verdict:
         return "allowed" if _is_guest(plan, target) or _is_own(plan, target) else "foreign"
     if _is_guest(plan, target):
         allowed = _match(plan.admitted, connection, target, port)
-        direct = _same_bridge(plan, connection.source, target)
+        direct = not translated and _same_bridge(plan, connection.source, target)
         by_a_door = translated or not _from_outer(plan, connection.source)
         return "allowed" if (allowed and by_a_door) or direct else "refused"
     if _is_guest(plan, connection.source) and not _is_own(plan, target):
@@ -102,5 +102,5 @@ def _same_bridge(plan: HostPlan, source: IPv4Address, target: IPv4Address) -> bo
 
 
 def _is_own(plan: HostPlan, address: IPv4Address) -> bool:
-    own = {wire.ip for wire in plan.host.wires} | {network.gateway for network in plan.host.networks}
-    return address in own or address == plan.host.public
+    """Whether the host itself answers there: at its public address only doors do, where a firewall outside has that."""
+    return address in {wire.ip for wire in plan.host.wires} | {network.gateway for network in plan.host.networks}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from tests.helpers.sitedoors import Door, Doors
@@ -117,7 +117,7 @@ class Oracle:
         front = self._front_guest(host, call)
         routes = self.doors.routes(host)
         if front is not None:
-            return front if self._client(routes, source) else CLOSED
+            return front if self._caller(host, source) else CLOSED
         own = (call.protocol, call.port) == ("tcp", host.front) and self.facts.front_of(host) is None
         if own and self._client(routes, source):
             return End("host", host.name, call.port)
@@ -142,6 +142,23 @@ class Oracle:
 
     def _client(self, routes: Iterable[Door], source: IPv4Address) -> bool:
         return any(source in net for door in routes for net in self.doors.clients(door))
+
+    def _caller(self, gateway: Host, source: IPv4Address) -> bool:
+        """Whether a source may call a front in a guest, which sees all of the site's guests as one.
+
+        Where that one has rights, a guest must be named to come, itself or by a network of guests.
+        """
+        nets = [net for door in self.doors.routes(gateway) for net in self.doors.clients(door)]
+        named = [net for net in nets if any(net.subnet_of(guests) for guests in self.facts.guest_networks)]
+        inside = (other for other in self.facts.hosts.values() if other.gateway == gateway.name)
+        hidden = [net for other in inside for net in self._hidden(other, gateway)]
+        if named and any(source in net for net in hidden):
+            nets = named
+        return any(source in net for net in nets)
+
+    def _hidden(self, host: Host, gateway: Host) -> list[IPv4Network]:
+        wire = [IPv4Network(host.inner.ip)] if host.inner is not None and host is not gateway else []
+        return [bridge.cidr for bridge in host.bridges] + wire
 
     def _admin(self, host: Host, source: IPv4Address) -> bool:
         wires = (other.inner for other in self.facts.hosts.values() if other.gateway == host.gateway)
