@@ -65,7 +65,7 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine that runs guests. `routes` are (network, interface), the way back to `gateway` or out among them."""
+    """A machine that runs guests. `own` are the addresses at which its kernel answers, `routes` (network, interface)."""
 
     name: str
     uplink: Wire | None
@@ -76,16 +76,12 @@ class Host:
     bridges: tuple[Bridge, ...]
     front: int
     ssh: int
+    own: frozenset[IPv4Address]
     routes: tuple[tuple[IPv4Network, str], ...]
 
     @property
     def wires(self) -> tuple[Wire, ...]:
         return tuple(wire for wire in (self.uplink, self.inner, self.lan) if wire is not None)
-
-    @property
-    def own(self) -> frozenset[IPv4Address]:
-        """The addresses at which the kernel itself answers."""
-        return frozenset((*(wire.ip for wire in self.wires), *(bridge.gateway for bridge in self.bridges)))
 
     @property
     def outer(self) -> tuple[str, ...]:
@@ -167,6 +163,7 @@ def _host(document: Document, table: Document) -> Host:
     uplink, inner, lan = (Wire.read(table.get(key)) for key in ("uplink", "inner", "lan"))
     bridges = tuple(_bridge(each) for each in table["networks"])
     public = None if uplink is None else IPv4Address(table["uplink"].get("public", uplink.ip))
+    wires = [wire for wire in (uplink, inner, lan) if wire is not None]
     return Host(
         name=table["name"],
         uplink=uplink,
@@ -177,6 +174,7 @@ def _host(document: Document, table: Document) -> Host:
         bridges=bridges,
         front=table.get("front", 443),
         ssh=table.get("ssh", 22),
+        own=frozenset((*(wire.ip for wire in wires), *(bridge.gateway for bridge in bridges))),
         routes=tuple(_routes(document, table, (uplink, inner, lan), bridges)),
     )
 
