@@ -142,7 +142,7 @@ def assert_judged_alike(document: dict[str, Any], oracle: Oracle, walks: dict[st
             if source == call.target or stray:
                 continue  # another gateway's guests come by its address, or not at all
             verdict = judge(made, Connection(source, call.target, call.protocol, call.port))  # type: ignore[arg-type]
-            fates = {fate_at(host, walk.rules[host.name], source, call) for rules in walks.values()}
+            fates = {fate_at(host, each.rules[host.name], source, call) for each in walks.values()}
             assert len(fates) == 1, (host.name, source, call, fates)
             wanted = {"allowed": ("accept",), "refused": ("drop",), "foreign": ("accept", "drop")}[verdict]
             assert fates <= set(wanted), (host.name, source, call, verdict, fates)
