@@ -131,7 +131,8 @@ class RunningFront:
     def _ask(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         if not asked:
             return []
-        answers: list[str | None] = json.loads(self._machine.run(("python3", "-c", _ASK), text=json.dumps(asked)))
+        said = self._machine.run(("python3", "-I", "-S", "-c", _ASK), text=json.dumps(asked))
+        answers: list[str | None] = json.loads(said)
         return answers
 
 

@@ -62,7 +62,7 @@ def _xl(machine: Machine) -> frozenset[str]:
 
 def _heartbeat(site: Site, host: Host, machine: Machine) -> frozenset[str]:
     guests = site.guests_at(host)
-    said = machine.run(("python3", "-c", _BEAT), text=json.dumps([str(guest.address) for guest in guests]))
+    said = machine.run(("python3", "-I", "-S", "-c", _BEAT), text=json.dumps([str(guest.address) for guest in guests]))
     answers: list[bool] = json.loads(said)
     if len(answers) != len(guests):
         raise HostError("the heartbeat did not say something of every guest")

@@ -112,7 +112,7 @@ def _says_missing(program: str, complaint: str) -> bool:
 
 def _short(argv: Sequence[str]) -> str:
     """A command as an error names it: helper scripts without their text."""
-    if len(argv) > 2 and argv[1] == "-c":
-        rest = argv[3:]
+    if "-c" in argv and argv[0] in ("sh", "python3"):
+        rest = argv[argv.index("-c") + 2 :]
         return shlex.join((argv[0], "...", *rest[rest[:1] == argv[:1] :][:2]))
     return shlex.join(argv[:6])

@@ -108,7 +108,7 @@ def attempt(machine: Machine, tries: tuple[Try, ...], *, patience: float = PATIE
     asked = json.dumps([[one.kind, str(one.address), one.port, one.name] for one in tries])
     limit = 20 + 2 * patience * (1 + len(tries) / 100)
     said: list[tuple[str, str]] = json.loads(
-        machine.run(("python3", "-c", script, str(patience)), text=asked, timeout=limit)
+        machine.run(("python3", "-I", "-S", "-c", script, str(patience)), text=asked, timeout=limit)
     )
     return said
 

@@ -32,7 +32,7 @@ class Stream:
     `ended` says how it ended: "" while it flows, "reset", "eof", or "silent" when no answer came in `patience`.
     """
 
-    def __init__(self, link: socket.socket, *, every: float = 0.005, patience: float = 8.0) -> None:
+    def __init__(self, link: socket.socket, *, every: float = 0.02, patience: float = 8.0) -> None:
         self._link, self._every = link, every
         link.settimeout(patience)
         self.count, self.worst, self.ended, self.ended_at = 0, 0.0, "", 0.0
@@ -91,7 +91,7 @@ class Stream:
         return ""
 
 
-def stream(node: Node, address: str, port: int, *, every: float = 0.005) -> Stream:
+def stream(node: Node, address: str, port: int, *, every: float = 0.02) -> Stream:
     """A stream from a node to an `EchoServer`, behind whatever stands between."""
     link = node.dial(address, port)
     read_greeting(link)
