@@ -92,9 +92,10 @@ class RunningFront:
         """
         if now == wanted:
             return False
-        self._replace(routes.ROUTES, {**now[routes.ROUTES], **wanted[routes.ROUTES]})
-        self._replace(routes.NETWORKS, wanted[routes.NETWORKS])
-        self._replace(routes.ROUTES, wanted[routes.ROUTES])
+        both = {**now[routes.ROUTES], **wanted[routes.ROUTES]}
+        self._replace(
+            (routes.ROUTES, both), (routes.NETWORKS, wanted[routes.NETWORKS]), (routes.ROUTES, wanted[routes.ROUTES])
+        )
         return True
 
     def end(self, sessions: Sequence[Session]) -> None:
@@ -117,16 +118,21 @@ class RunningFront:
         for worker, text in zip(workers, answers, strict=True):
             yield from _sessions(text or "", worker)
 
-    def _replace(self, name: str, entries: Mapping[str, str]) -> None:
-        said = self._ask([(self._socket, f"prepare map {name}")])[0] or ""
-        version = re.search(r"version created: (\d+)", said)
-        if version is None:
-            raise HostError(f"the front knows no map {name}: reload it with its new configuration ({said.strip()})")
-        adds = (f"add map @{version[1]} {name} {key} {value}" for key, value in entries.items())
-        commands = [*_batches(adds), f"commit map @{version[1]} {name}"]
-        complaints = [said for said in self._ask([(self._socket, line) for line in commands]) if (said or "").strip()]
-        if complaints:
-            raise HostError(f"the front did not take its map {name}: {(complaints[0] or '').strip()[:500]}")
+    def _replace(self, *steps: tuple[str, Mapping[str, str]]) -> None:
+        """Make new versions of maps, then put them in force one after the other."""
+        said = self._ask([(self._socket, f"prepare map {name}") for name, _ in steps])
+        commands: list[tuple[str, str]] = []
+        for (name, entries), answer in zip(steps, said, strict=True):
+            version = re.search(r"version created: (\d+)", answer or "")
+            if version is None:
+                complaint = (answer or "no answer").strip()
+                raise HostError(f"the front knows no map {name}: reload it with its new configuration ({complaint})")
+            adds = (f"add map @{version[1]} {name} {key} {value}" for key, value in entries.items())
+            commands += [(name, line) for line in (*_batches(adds), f"commit map @{version[1]} {name}")]
+        answers = self._ask([(self._socket, line) for _, line in commands])
+        for (name, _), answer in zip(commands, answers, strict=True):
+            if answer is None or answer.strip():
+                raise HostError(f"the front did not take its map {name}: {(answer or 'no answer').strip()[:500]}")
 
     def _ask(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         if not asked:

@@ -56,6 +56,8 @@ frontend front
     tcp-request content set-dst-port var(sess.route),field(2,:) if {{ var(sess.route) -m found }}
     tcp-request content accept if {{ var(sess.route) -m found }}
     tcp-request content reject if {{ var(sess.name) -m found }}
+    # a whole greeting of TLS without a name has nowhere to go; what is still under way is waited for
+    tcp-request content reject if {{ req.ssl_hello_type 1 }}
     tcp-request content reject if WAIT_END
     use_backend guests if {{ var(sess.route) -m found }}
 

@@ -216,9 +216,9 @@ def test_no_front_is_no_error_and_one_that_may_not_be_asked_is(tmp_path: Path) -
 @needs_haproxy
 def test_another_haproxy_is_said_to_need_a_reload(running: Running) -> None:
     with pytest.raises(HostError, match="the front knows no map other.map: reload it"):
-        running.front._replace("other.map", {"a": "b"})
+        running.front._replace(("other.map", {"a": "b"}))
     with pytest.raises(HostError, match="the front did not take its map front-networks.map: "):
-        running.front._replace(routes.NETWORKS, {"no network": "x"})
+        running.front._replace((routes.NETWORKS, {"no network": "x"}))
 
 
 def test_sessions_are_those_that_have_reached_a_guest() -> None:
