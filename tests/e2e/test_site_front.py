@@ -147,19 +147,8 @@ def test_a_session_from_before_a_reload_is_cut_with_its_name(stage: Scene) -> No
 
 @pytest.mark.skipif(not SSHD.exists(), reason="sshd is not installed (Debian: openssh-server)")
 def test_ssh_shares_the_port(stage: Scene) -> None:
-    node = stage.guest("node")
-    node.sshd(2022).known_as(PUBLIC, 443)
-    node.nft(ASIDE)
     done = stage.peers["lf1"].ssh(PUBLIC, ["echo", "$SSH_CONNECTION"], port=443)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "10.77.0.1"  # the front is who comes to the guest
     refused = stage.outside.ssh(PUBLIC, ["true"], port=443)
     assert refused.returncode == 255 and "ermission" not in refused.stderr
-
-
-# In this stage 2222 is an echo; sshd stands beside it
-ASIDE = """
-table ip aside {
-  chain arriving { type nat hook prerouting priority dstnat; tcp dport 2222 redirect to :2022; }
-}
-"""

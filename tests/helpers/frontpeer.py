@@ -178,7 +178,9 @@ class TlsEcho(socketserver.ThreadingTCPServer):
         self.close()
 
     def close(self) -> None:
-        """Stop, and cut every connection."""
+        """Stop, and cut every connection; again is no error."""
+        if self.socket.fileno() < 0:
+            return
         self.shutdown()
         self.server_close()
         for link in tuple(self._links):

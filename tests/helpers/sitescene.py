@@ -16,6 +16,7 @@ from dgis.deploy.apply import Applied, Way
 from tests.helpers.frontpeer import Authority, Caller, Stream, TlsEcho, stream
 from tests.helpers.netlab import Lab
 from tests.helpers.netnode import Node
+from tests.helpers.netssh import SSHD
 from tests.helpers.sitelab import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,7 @@ class Scene:
     peers: dict[str, Node]
     site: str = "cesnet"
     host: str = "xen1"
+    _wiki: list[TlsEcho] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -90,13 +92,21 @@ class Scene:
     def serve(self) -> None:
         """Every service that the site's doors lead to, as echoes; the peers answer, too."""
         node, wiki = self.guest("node"), self.guest("wiki")
-        node.serve_echo([9442, 2811, 2222, 11112, 50000, 50099])
+        node.serve_echo([9442, 2811, 11112, 50000, 50099])
+        if SSHD.exists():
+            node.sshd(2222).known_as(PUBLIC, 443)
         wiki.serve_echo([80])
         for role, port in (("catalog", 9441), ("storage", 9443)):
             self.keep(TlsEcho(node, port, self.authority.server(f"{role}.node.cesnet.example")))
-        self.keep(TlsEcho(wiki, 8443, self.authority.server("wiki.cesnet.example")))
+        self.serve_wiki("wiki.cesnet.example")
         for peer in (*self.peers.values(), self.outside):
             peer.serve_echo([443, 2811])
+
+    def serve_wiki(self, name: str) -> None:
+        """Serve the wiki with a certificate of this name, instead of what serves it now."""
+        for server in self._wiki:
+            server.close()
+        self._wiki = [self.keep(TlsEcho(self.guest("wiki"), 8443, self.authority.server(name)))]
 
     def keep(self, server: TlsEcho) -> TlsEcho:
         """Close a server at the latest with the scene."""
