@@ -6,6 +6,7 @@ neighbouring networks of clients, ports side by side, two doors to one port, fro
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Any
@@ -270,3 +271,54 @@ def _peers_catalog(guests: list[Document], peers: list[Document]) -> None:
             guest["roles"] = []
             for key in ("dimse", "active", "gridftp", "sftp"):
                 guest.pop(key, None)
+
+
+# Documents with a mistake
+
+JUNK = "?! junk ?!"
+_NOBODY_S = ("nobody-s-key", "Site", "adress")
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """A file with one mistake made on purpose: `line` is where it stands, 0 where any line may be blamed.
+
+    `what` is the kind of mistake, `key` the last word of its place.
+    """
+
+    text: str
+    line: int
+    what: str
+    key: str
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> Spoiled:
+    """A valid document with a value that is none, a key that nobody knows, or without a key that it may need."""
+    document = copy.deepcopy(draw(documents()))
+    what = draw(st.sampled_from(("value", "key", "gone", "list", "none")))
+    if what == "key":
+        table = draw(st.sampled_from([holder for holder, _ in places(document) if isinstance(holder, dict)]))
+        key = draw(st.sampled_from(_NOBODY_S))
+        table[key] = JUNK
+    else:
+        table, key = draw(st.sampled_from(places(document)))
+        if what == "gone":
+            del table[key]
+        else:
+            table[key] = {"value": JUNK, "list": [[JUNK]], "none": None}[what]
+    made = text(document)
+    lines = [number for number, line in enumerate(made.splitlines(), start=1) if JUNK in line]
+    return Spoiled(made, lines[0] if lines else 0, what, str(key))
+
+
+def places(document: Document) -> list[tuple[Any, Any]]:
+    """Every place of a value as (what holds it, its key or number)."""
+    found: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [document]
+    while waiting:
+        here = waiting.pop()
+        keys = list(here) if isinstance(here, dict) else range(len(here))
+        found += [(here, key) for key in keys]
+        waiting += [here[key] for key in keys if isinstance(here[key], dict | list)]
+    return found
