@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+import yaml
+
 from dgis.deploy import check, sitefile
 from dgis.deploy.errors import DeployError
 from dgis.deploy.model import HostTable, NetworkTable, SiteFile
@@ -33,12 +35,12 @@ def moved(
     if table.host == host:
         raise DeployError(f"{name}: {guest} is on {host} already")
     into = _network(name, target, network or table.network)
-    wanted = {"host": host, "address": str(address or _same_number(file, number, into))}
+    if table.network is None and len(target.networks) > 1:
+        raise DeployError(f"{name}: {host} has several networks: write network: {into.name} into {guest} first")
+    wanted = {"host": host, "address": str(address or _same_number(name, file, number, into))}
     if table.network is not None and table.network != into.name:
         wanted["network"] = into.name
     changed = _replaced(text, source, ("guests", number), wanted)
-    if table.network is None and len(target.networks) > 1:
-        raise DeployError(f"{name}: {host} has several networks: write network: {into.name} into {guest} first")
     return changed, check.resolved(*sitefile.parse(changed, name))
 
 
@@ -51,14 +53,21 @@ def _network(name: str, host: HostTable, wanted: str | None) -> NetworkTable:
     raise DeployError(f"{name}: say by --network into which: {', '.join(each.name for each in host.networks)}")
 
 
-def _same_number(file: SiteFile, number: int, into: NetworkTable) -> IPv4Address:
+def _same_number(name: str, file: SiteFile, number: int, into: NetworkTable) -> IPv4Address:
     table = file.guests[number]
     home = next(each for each in file.hosts if each.name == table.host)
     old: IPv4Network = next(each.cidr for each in home.networks if table.network in (None, each.name))
     offset = int(table.address) - int(old.network_address)
-    if offset >= into.cidr.num_addresses:
-        raise DeployError(f"{table.name} has no place in {into.cidr} by its number: give --address")
-    return into.cidr.network_address + offset
+    if offset >= into.cidr.num_addresses - 1:
+        raise DeployError(f"{name}: {table.name} has no place in {into.cidr} by its number: give --address")
+    wanted = into.cidr.network_address + offset
+    taken = {each.address: f"guest {each.name}" for each in file.guests}
+    taken[into.gateway or into.cidr.network_address + 1] = f"network {into.name}"
+    if wanted in taken:
+        raise DeployError(
+            f"{name}: by its number {table.name} would be {wanted}, as {taken[wanted]} is: give --address"
+        )
+    return wanted
 
 
 def _replaced(text: str, source: Source, place: Loc, wanted: dict[str, str]) -> str:
@@ -67,7 +76,8 @@ def _replaced(text: str, source: Source, place: Loc, wanted: dict[str, str]) -> 
         span = source.span((*place, key))
         if span is None:
             raise DeployError(f"{source.name}: {source.words(place)} has no {key} that could be changed")
-        spans.append((*span, value))
+        # A name like no would be read as something else
+        spans.append((*span, value if yaml.safe_load(value) == value else f'"{value}"'))
     for begin, end, value in sorted(spans, reverse=True):
         text = text[:begin] + value + text[end:]
     return text

@@ -14,8 +14,9 @@ from dgis.deploy.topology import Site
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+TREE = click.Path(exists=True, file_okay=False, path_type=Path)
 certs_option = click.option(
-    "--certs", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    "--certs", type=TREE,
     help="Certificates of `dgis deploy certificates`, to go into the seeds (which are then secret).",
 )  # fmt: skip
 
@@ -95,7 +96,7 @@ def render(*, file: Path, out: Path, certs: Path | None, fmt: Format) -> None:
 
 @click.command("diff", epilog="Example: dgis deploy diff site.yml --against out")
 @click.argument("file", metavar="FILE", type=FILE)
-@click.option("--against", type=FOLDER, required=True, help="A rendered tree, of an earlier `dgis deploy render`.")
+@click.option("--against", type=TREE, required=True, help="A rendered tree, of an earlier `dgis deploy render`.")
 @certs_option
 def diff(*, file: Path, against: Path, certs: Path | None) -> None:
     """Show what rendering would change in a tree, as a unified diff. Exit code 3 when something would."""
@@ -147,10 +148,10 @@ def move(
         wanted = IPv4Address(address) if address is not None else None
     except ValueError:
         raise click.BadParameter("write an IPv4 address like 10.77.1.11", param_hint="--address") from None
-    before = file.read_text(encoding="utf-8")
+    before = _text(file)
     after, site = moving.moved(before, str(file), guest, host, network=network, address=wanted)
     if not dry_run:
-        tree.replace(file, after.encode())
+        tree.replace(file.resolve(), after.encode(), mode=None)
     if fmt == "json":
         print_json({"guest": guest, "host": host, "address": str(site.guest(guest).address), "written": not dry_run})
         return
@@ -159,3 +160,13 @@ def move(
     if not dry_run:
         text = "now: the playbook move-guest.yml takes the disks over; then dgis deploy apply on both hosts"
         notes().print(text, highlight=False, soft_wrap=True)
+
+
+def _text(file: Path) -> str:
+    """The site file with the line ends that it has."""
+    from dgis.deploy.errors import DeployError
+
+    try:
+        return file.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise DeployError(f"{file}: is not UTF-8 text") from None
