@@ -15,7 +15,7 @@ import pytest
 from dgis.deploy import verify
 from tests.helpers.netlab import require_netlab
 from tests.helpers.netssh import SSHD
-from tests.helpers.sitescene import IPTABLES, PUBLIC, Scene, scene
+from tests.helpers.sitescene import FORWARDS, IPTABLES, PUBLIC, Scene, scene
 
 WIKI = "wiki.cesnet.example"
 QUICK = ("--patience", "0.8")
@@ -203,6 +203,24 @@ def test_the_table_is_read_by_people(stage: Scene) -> None:
         assert ["rules", "set inputs", "nothing"] in [row[:3] for row in rows]
         assert "192.0.2.77 . tcp . 3306" in " ".join(row[3] for row in rows)
     stage.apply()
+
+
+def test_apply_says_what_it_does(stage: Scene) -> None:
+    before = stage.text
+    flowing = stage.stream(stage.outside, PUBLIC, 8080)
+    stage.edit(FORWARDS)
+    changed = ["nat.nft", "live rules"]
+    would = stage.run("apply", "--dry-run", "--format", "json")
+    assert json.loads(would.stdout) == {"host": "xen1", "changed": changed, "cut": 1, "notes": []}
+    would = stage.run("apply", "--dry-run")
+    assert would.stdout.splitlines() == ["xen1: would change nat.nft, live rules", "xen1: 1 connections would be cut"]
+    assert flowing.still_flows()
+    done = stage.run("apply")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["xen1: changed nat.nft, live rules", "xen1: 1 connections were cut"]
+    assert flowing.end(within=3)[0] == "reset"
+    assert stage.run("apply").stdout == "xen1: changed nothing\n"
+    stage.apply((stage.text, before))
 
 
 @pytest.mark.skipif(not SSHD.exists(), reason="sshd is not installed (Debian: openssh-server)")

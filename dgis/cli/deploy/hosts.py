@@ -46,7 +46,7 @@ class Target:
 
         host = site.host(self._name(site))
         machine = Machine.over_ssh(self.ssh, port=host.ssh_port) if self.ssh else Machine()
-        return host, Way(machine, self.root, self.socket or routes.SOCKET, tuple(shlex.split(self.reload or "")))
+        return host, Way(machine, self.root, self.socket or routes.SOCKET, _words(self.reload or "", "--reload"))
 
     def _name(self, site: Site) -> str:
         names = [host.name for host in site.hosts]
@@ -174,16 +174,28 @@ def _vantages(site: Site, given: tuple[str, ...]) -> Iterator[Vantage]:
     for text in given:
         place, equals, command = text.partition("=")
         name, at, address = place.partition("@")
-        words = tuple(shlex.split(command))
+        words = _words(command, "--vantage")
         if not (name and equals and words):
-            raise click.BadParameter(f"{text!r} is not NAME=COMMAND, like outside='ssh me@elsewhere.example'")
+            raise _wrong("--vantage", f"{text!r} is not NAME=COMMAND, like outside='ssh me@elsewhere.example'")
         if name not in known:
-            raise click.BadParameter(f"{name} is no place of this site; write one of {', '.join(known)}")
+            raise _wrong("--vantage", f"{name} is no place of this site; write one of {', '.join(known)}")
         try:
             seen = IPv4Address(address) if at else None
         except ValueError:
-            raise click.BadParameter(f"{address or 'nothing'} after @ is no IPv4 address") from None
+            raise _wrong("--vantage", f"{address or 'nothing'} after @ is no IPv4 address") from None
         yield Vantage(name, Machine.behind(words), seen)
+
+
+def _words(command: str, option: str) -> tuple[str, ...]:
+    """A command as a shell takes it apart."""
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:
+        raise _wrong(option, f"{command!r} is no command line: {error}") from None
+
+
+def _wrong(option: str, text: str) -> click.BadParameter:
+    return click.BadParameter(text, param_hint=option)
 
 
 @click.command("watch", epilog="Example: dgis deploy watch /etc/dgis/deploy/site.yml --host xen1 --every 5")
