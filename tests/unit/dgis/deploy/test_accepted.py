@@ -49,7 +49,7 @@ def kinds(cache: Path) -> tuple[Kind, ...]:
     network = by_commands(("virt-xml-validate", "FILE", "network"), (*VIRSH, "net-define", "--validate", "FILE"))
     new_key = ("-noenc", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", "/dev/null")
     request = by_commands(("openssl", "req", "-new", "-config", "FILE", *new_key, "-verify"))
-    shell = by_commands(("sh", "-n", "FILE"), ("shellcheck", "FILE"))
+    shell = by_commands(("sh", "-n", "FILE"))
     service, certificate, key = map(by_python, (readers.service, readers.certificate, readers.key))
     ca_file, sheet, ssh = by_python(readers.trust), by_python(readers.sheet), readers.ssh_config
     front, host, init, xl = readers.front, readers.host_files, readers.cloud_init, readers.xl(cache)
