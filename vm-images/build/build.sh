@@ -123,15 +123,16 @@ bootstrap() {
   local slim=() path
   for path in doc info lintian locale man i18n bash-completion; do slim+=(--dpkgopt="path-exclude=/usr/share/$path/*"); done
   slim+=(--dpkgopt='path-include=/usr/share/doc/*/copyright')
-  slim+=(--dpkgopt='path-exclude=/usr/lib/udev/hwdb.d/*')
+  slim+=(--dpkgopt='path-exclude=/lib/udev/hwdb.d/*' --dpkgopt='path-exclude=/usr/lib/udev/hwdb.d/*')
   # shellcheck disable=SC2016  # the hooks' own variables
   (cd "$work" && mmdebstrap --mode="$mode" --variant=minbase --include="$(listed "$here/packages.txt")" \
-    --aptopt='APT::Install-Recommends "false"' "${slim[@]}" \
+    --aptopt='APT::Install-Recommends "false"' "${slim[@]}" --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
     --customize-hook='tar-in stage.tar /' \
     --customize-hook='export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; cd "$1/build/debs" && apt-get -qq download busybox-static cpio \
       "$(apt-cache depends linux-image-cloud-amd64 | sed -n "s/^ *Depends: *\(linux-image-[0-9]\)/\1/p" | head -1)"' \
     --customize-hook='chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
       SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" /build/guest.sh' \
+    --customize-hook='test -e "$MMDEBSTRAP_APT_CONFIG"' \
     --customize-hook='copy-out /build/out .' \
     --customize-hook='rm -rf "$1/build"' \
     "$suite" root.tar "$sources" >mmdebstrap.log 2>&1) || {

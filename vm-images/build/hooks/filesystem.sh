@@ -4,7 +4,8 @@
 # SOURCE_DATE_EPOCH (mke2fs 1.47.0 would copy the change and access times of the unpacked files).
 set -euo pipefail
 tar=$1 disk=$2 size=$3
-export LC_ALL=C E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH
+here=$(dirname "$(realpath "$0")")
+export LC_ALL=C E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH MKE2FS_CONFIG=$here/../mke2fs.conf
 unpacked=$(mktemp -d "$disk.XXXXXX")
 trap 'rm -rf "$unpacked"' EXIT
 chmod 755 "$unpacked"
@@ -13,8 +14,8 @@ if [ "$size" = auto ]; then # room for a second release, so that an upgrade fits
   size=$(($(du -s --apparent-size -m "$unpacked" | cut -f1) * 115 / 100 + 700))M
 fi
 rm -f "$disk"
-mke2fs -q -t ext4 -L dgisroot -U 6f2a1d3c-52c1-4d0f-9a57-d61d5700c0de -E hash_seed=0d0c0de0-1d15-4a57-8d61-d5700c0de001 \
-  -d "$unpacked" "$disk" "$size"
+mke2fs -q -F -t ext4 -L dgisroot -U 6f2a1d3c-52c1-4d0f-9a57-d61d5700c0de -E hash_seed=0d0c0de0-1d15-4a57-8d61-d5700c0de001 \
+  -d "$unpacked" "$disk" "$size" >/dev/null
 touch -h -d "@$SOURCE_DATE_EPOCH" "$unpacked"
 used=$(dumpe2fs -h "$disk" 2>/dev/null | awk '/^Inode count/ {all = $3} /^Free inodes/ {free = $3} END {print all - free}')
 moment="@$SOURCE_DATE_EPOCH"
@@ -26,4 +27,4 @@ moment="@$SOURCE_DATE_EPOCH"
 } | debugfs -w -f - "$disk" >"$disk.debugfs" 2>&1
 if grep -v '^debugfs' "$disk.debugfs"; then echo "debugfs could not set the times" >&2; exit 1; fi
 rm "$disk.debugfs"
-e2fsck -fn "$disk" >/dev/null
+e2fsck -fn "$disk" >/dev/null 2>&1 || { echo "e2fsck finds faults in $disk" >&2; exit 1; }

@@ -77,12 +77,13 @@ identity_of_nobody() {
   ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 }
 
-# Caches, logs, backups and dates that say when this build was
+# Caches, logs, backups and dates that say when this build was. Hands off /tmp, which mmdebstrap clears itself: its apt
+# configuration lies there, and without it the apt-get that it calls last would clear this machine's package lists.
 leave_no_trace() {
   local day=$((SOURCE_DATE_EPOCH / 86400))
   sed -i -E "s/^([^:]*:[^:]*):[0-9]+:/\1:$day:/" /etc/shadow
   rm -f /etc/{passwd,group,shadow,gshadow,subuid,subgid}- /etc/.pwd.lock /etc/udev/hwdb.bin /usr/lib/udev/hwdb.bin
-  rm -rf /var/cache/{apt,ldconfig,debconf}/* /var/lib/apt/lists/* /var/log/* /var/tmp/* /tmp/* /run/* /root/.cache
+  rm -rf /var/cache/{apt,ldconfig,debconf}/* /var/lib/apt/lists/* /var/log/* /var/tmp/* /root/.cache
   mkdir -p /var/log/journal
   find /var/lib/dpkg /var/lib/ucf -name '*-old' -delete
 }

@@ -57,24 +57,36 @@ class Health:
 def main(argv: Sequence[str]) -> int:
     """Ask, report, and return the exit code."""
     options = _parser().parse_args(argv)
+    if options.well:
+        found = {role: _asked(role) for role in ROLES if _enabled(role)}
+        sys.stdout.write("".join(f"{role}\n" for role, health in found.items() if health.status == OK))
+        return 0
     until = time.monotonic() + options.wait
     while True:
         found = {role: _asked(role) for role in options.role or ROLES if _enabled(role)}
-        report(found)
-        if all(health.status == OK for health in found.values()):
-            return 0
+        well = all(health.status == OK for health in found.values())
         # What starts gets its time; what says itself that it is unwell is believed, unless somebody waits for it
-        hopeless = not options.role and all(health.status in (OK, FAILED, WAITING) for health in found.values())
-        if hopeless or time.monotonic() > until:
-            return 1
+        hopeless = not options.role and all(health.status != SILENT for health in found.values())
+        last = well or hopeless or time.monotonic() > until
+        report(found, last=last)
+        if last:
+            return 0 if well else 1
         time.sleep(_AGAIN)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dgis-health", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="time for services that start (60)")
-    parser.add_argument("role", nargs="*", choices=ROLES, help="wait until these are well; without: all enabled")
+    parser.add_argument("--well", action="store_true", help="print the names of those that are well now, no more")
+    # Not choices=: argparse of Python 3.11 then refuses to be given none
+    parser.add_argument("role", nargs="*", type=_role, help="catalog, storage or node; without: all that are enabled")
     return parser
+
+
+def _role(text: str) -> str:
+    if text not in ROLES:
+        raise argparse.ArgumentTypeError(f"no service {text}; there are {', '.join(ROLES)}")
+    return text
 
 
 def _enabled(role: str) -> bool:
@@ -141,13 +153,15 @@ def _at_home(name: str, address: str) -> Iterator[None]:
         socket.getaddrinfo = real
 
 
-def report(found: dict[str, Health]) -> None:
-    """Write the report by rename; print what changed."""
+def report(found: dict[str, Health], *, last: bool) -> None:
+    """Write the report by rename; print what changed. Before the ``last`` look a service may be silent: it starts."""
     before = _before()
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     services = dict(before)
     for role, health in found.items():
         old = before.get(role)
+        if old is None and health.status == SILENT and not last:
+            continue
         same = old is not None and old.status == health.status
         services[role] = Health(health.status, health.detail, old.since if old and same else now)
         if not same:
