@@ -2,6 +2,7 @@
 
 `with serve(site, host_identity, *users) as server:` gives a server over `server.root`; `copy(identity, ...)` runs the
 client. Everything lies in a folder of its own that the server's account can reach (pytest's own folders it cannot).
+Both run in a namespace of a lab where a `node` is given.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 
 from certs.config import IdentityConfig
 from certs.credential import Credential
+from tests.helpers.netnode import Node
 from tests.helpers.pki import SiteHome
 
 SERVER = Path("/usr/sbin/globus-gridftp-server")
@@ -56,6 +58,7 @@ class GctServer:
     data_ports: tuple[int, int]
     encrypt: bool = True
     port: int = 0
+    node: Node | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -78,14 +81,14 @@ class GctServer:
             options.append("-encrypt-data")
         with (self.folder / "output.log").open("ab") as output:
             self._process = subprocess.Popen(
-                [SERVER, *options],
+                self._command(options),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=self._environment(),
                 cwd=self.folder,
                 start_new_session=True,
-                **_as_account(),
+                **({} if self.node is not None else _as_account()),
             )
         self._wait()
 
@@ -124,6 +127,18 @@ class GctServer:
             if path.exists()
         )
 
+    def _command(self, options: list[str]) -> list[str]:
+        words = [str(SERVER), *options]
+        if self.node is None:
+            return words
+        # A namespace is entered as root: the account is taken inside
+        return self.node.command(["setpriv", "--reuid", ACCOUNT, "--regid", "nogroup", "--clear-groups", *words])
+
+    def _dial(self) -> socket.socket:
+        if self.node is not None:
+            return self.node.dial(self.interface, self.port, timeout=1)
+        return socket.create_connection((self.interface, self.port), timeout=1)
+
     def _environment(self) -> dict[str, str]:
         low, high = self.data_ports
         return {
@@ -141,7 +156,7 @@ class GctServer:
         while True:
             assert self._process is not None and self._process.poll() is None, self.log()[-3000:]
             try:
-                with socket.create_connection((self.interface, self.port), timeout=1) as probe:
+                with self._dial() as probe:
                     probe.settimeout(START_SECONDS)
                     if probe.recv(3) == b"220":
                         return
@@ -173,12 +188,18 @@ def serve(
     data_ports: tuple[int, int] = (41000, 41999),
     encrypt: bool = True,
     place: Path | None = None,
+    node: Node | None = None,
+    port: int = 0,
 ) -> Iterator[GctServer]:
-    """Run a server for `users`; skips when there is none on this machine. `place`: where its folder is made."""
+    """Run a server for `users`; skips when there is none on this machine. `place`: where its folder is made.
+
+    In a namespace (`node`, which needs root) name the `interface` there and the `port`.
+    """
     if not have_server():
         pytest.skip("no GridFTP server of the Grid Community Toolkit (Debian: globus-gridftp-server-progs)")
     folder = Path(tempfile.mkdtemp(prefix="gct-", dir=place))
-    server = GctServer(site, identity or site.host("gct-server"), users, folder, interface, data_ports, encrypt)
+    host = identity or site.host("gct-server")
+    server = GctServer(site, host, users, folder, interface, data_ports, encrypt, port, node)
     try:
         server.prepare()
         server.start()
@@ -189,11 +210,60 @@ def serve(
 
 
 def copy(
-    identity: IdentityConfig, *args: str | os.PathLike[str], timeout: float = 60, ports: tuple[int, int] | None = None
+    identity: IdentityConfig,
+    *args: str | os.PathLike[str],
+    timeout: float = 60,
+    ports: tuple[int, int] | None = None,
+    node: Node | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run globus-url-copy with this identity (RSA: it delegates); skips when it is not installed."""
+    """Run globus-url-copy with this identity (RSA: it delegates); skips when it is not installed.
+
+    `ports`: where servers may connect to it; `env`: what else it is told. Raises TimeoutExpired.
+    """
+    return subprocess.run(
+        _words(args, node),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        env=_told(identity, ports, env),
+        check=False,
+    )
+
+
+@contextmanager
+def copying(
+    identity: IdentityConfig,
+    *args: str | os.PathLike[str],
+    ports: tuple[int, int] | None = None,
+    node: Node | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run globus-url-copy beside the test, and end it with the block."""
+    child = subprocess.Popen(
+        _words(args, node),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_told(identity, ports, env),
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait(10)
+
+
+def _words(args: Sequence[str | os.PathLike[str]], node: Node | None) -> list[str]:
     if not have_client():
         pytest.skip("globus-url-copy is not installed (Debian: globus-gass-copy-progs)")
+    words = [str(CLIENT), *map(os.fspath, args)]
+    return words if node is None else node.command(words)
+
+
+def _told(identity: IdentityConfig, ports: tuple[int, int] | None, more: Mapping[str, str] | None) -> dict[str, str]:
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": os.devnull,
@@ -206,16 +276,7 @@ def copy(
     }
     if ports is not None:
         environment["GLOBUS_TCP_PORT_RANGE"] = f"{ports[0]},{ports[1]}"
-    return subprocess.run(
-        [CLIENT, *map(os.fspath, args)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        env=environment,
-        check=False,
-    )
+    return {**environment, **(more or {})}
 
 
 def free_port(interface: str = "127.0.0.1") -> int:
