@@ -12,12 +12,15 @@ from tests.helpers.xen.debs import Unavailable, XenTree, cache_folder, fetch_xen
 from tests.helpers.xen.dryrun import Disk, Vif, XlGuest, XlRefused, normalise, xl_dryrun
 from tests.helpers.xen.host import BootFailed, Call, Domain, Site, Uplink, XenHost, xen_host
 from tests.helpers.xen.initramfs import Lease, guest_initrd
+from tests.helpers.xen.machine import PROGRAMS, Dom0, python_files
 from tests.helpers.xen.probe import probe_xen
 
 __all__ = [
+    "PROGRAMS",
     "BootFailed",
     "Call",
     "Disk",
+    "Dom0",
     "Domain",
     "Lease",
     "Site",
@@ -33,6 +36,7 @@ __all__ = [
     "guest_initrd",
     "normalise",
     "probe_xen",
+    "python_files",
     "xen_host",
     "xl_dryrun",
 ]

@@ -160,6 +160,10 @@ class XenHost:
         """`xl destroy` a guest: gone at once, its interface and disks given back."""
         self.run(f"xl destroy {name}")
 
+    def crash(self, name: str) -> None:
+        """Make a guest's kernel panic; what becomes of it is for `panic=` and `on_crash` to say."""
+        self.run(f"rm -f {_log(name)}; xl sysrq {name} c")
+
     def domains(self) -> dict[str, Domain]:
         """`xl list` without dom0, by name."""
         rows = [line.split() for line in self.run("xl list").out.splitlines()[1:]]

@@ -20,16 +20,22 @@ _XENSTORE_NAMES = ("read", "write", "rm", "list", "exists", "ls", "chmod")
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What a test guest calls its own when it sees its MAC; ``address`` as ADDRESS/PREFIX, HTTP on every port."""
+    """What a test guest calls its own when it sees its MAC; ``address`` as ADDRESS/PREFIX, HTTP on every port.
+
+    On ``raw`` ports it lets the caller speak first, whatever that is, and then says the same as in HTTP: for what a
+    front passes on untouched.
+    """
 
     mac: str
     name: str
     address: str
     gateway: str
     ports: tuple[int, ...] = (80,)
+    raw: tuple[int, ...] = ()
 
     def line(self) -> str:
-        return f"{self.mac.lower()} {self.name} {self.address} {self.gateway} {','.join(map(str, self.ports))}\n"
+        listed = " ".join(",".join(map(str, ports)) for ports in (self.ports, self.raw))
+        return f"{self.mac.lower()} {self.name} {self.address} {self.gateway} {listed}\n"
 
 
 def guest_initrd(tree: XenTree, leases: Iterable[Lease], folder: Path) -> bytes:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -71,4 +72,36 @@ def fetch(netns: str, address: str, port: int, path: str = "/", *, seconds: floa
 def who(netns: str, address: str, port: int, *, source: str = "") -> dict[str, Any]:
     """What a test guest says of itself at this port: see `guest_initrd`."""
     said: dict[str, Any] = json.loads(fetch(netns, address, port, source=source))
+    return said
+
+
+def client_hello(name: str) -> bytes:
+    """The first words of a TLS client that asks for a server by its name."""
+    out = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return out.read()
+    raise AssertionError("a handshake ended without an answer")
+
+
+def speak(
+    netns: str, address: str, port: int, words: bytes, *, seconds: float = 20.0, source: str = ""
+) -> dict[str, Any]:
+    """Say something at a raw port of a test guest (see `Lease`); {} when whoever is there closes without a word."""
+
+    def work() -> bytes:
+        with socket.create_connection((address, port), seconds, (source, 0)) as link:
+            try:
+                link.sendall(words)
+                heard = b""
+                while part := link.recv(65536):
+                    heard += part
+            except ConnectionResetError:
+                return b""
+            return heard
+
+    heard = within(netns, work)
+    said: dict[str, Any] = json.loads(heard.partition(b"\r\n\r\n")[2]) if heard else {}
     return said
