@@ -29,7 +29,7 @@ from certs.tls import client_context
 from dgis.config import load_node
 from dgis.deploy.topology import Site
 from storage_provider.channel import Put, Stored, Want
-from storage_provider.errors import StorageError, Unreachable
+from storage_provider.errors import Unreachable
 from storage_provider.gridftp.client.channel import GsiftpChannel
 from storage_provider.gridftp.settings import DataSettings
 from storage_provider.timeouts import Timeouts
@@ -377,7 +377,7 @@ def test_what_makes_it_work_is_the_rule_and_the_address(scene: Scene, stock: gct
     assert gate.inside(lambda: run(DataSettings())) == data
     assert between(scene.internet.data(), MOTOL, BULOVKA, BULOVKA_DATA)
     # the server is told where the guest thinks that it is
-    with pytest.raises(StorageError, match="Network is unreachable"):
+    with pytest.raises(Unreachable, match="Network is unreachable"):
         gate.inside(lambda: run(replace(settings, advertise=None)))
     assert between(scene.internet.data(), BULOVKA, INSIDE, ACTIVE)
     # without the range in the site file the server comes as far as the host

@@ -33,16 +33,28 @@ _INSIDE = 'mount --bind "$1" /etc/dgis && mount --bind "$2" /var/lib/dgis && shi
 
 @contextlib.contextmanager
 def mount_points() -> Iterator[None]:
-    """Directories to bind over; those that were not there go again."""
-    made = [path for path in (_ETC, _STATE) if not path.exists()]
-    for path in made:
-        path.mkdir(parents=True)
+    """Directories to bind over; they go again with the last test that uses them.
+
+    Each leaves a mark, since removing a directory takes away what others have bound over it, in every mount namespace.
+    """
+    marks = [path / f"used-by-test-{os.getpid()}" for path in (_ETC, _STATE)]
     try:
+        for mark in marks:
+            wait_until(lambda mark=mark: _marked(mark), seconds=5, what=f"{mark} is there")
         yield
     finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others use it, or a real guest does
+                mark.parent.rmdir()
+
+
+def _marked(mark: Path) -> bool:
+    """Whether a directory is marked; another test may have removed it in between."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        mark.touch()
+    return mark.exists()
 
 
 @dataclass

@@ -41,6 +41,7 @@ _BY_TEXT: tuple[tuple[str, type[StorageError]], ...] = (
     ("too many open files", Faulty),
     ("cannot allocate memory", Faulty),
     ("address already in use", Faulty),
+    ("unable to connect", Unreachable),  # back to us, or to the other server: a route or a firewall, not the object
     ("connection reset", Unreachable),
     ("connection timed out", Unreachable),
     ("end-of-file", Unreachable),

@@ -93,6 +93,7 @@ GCT_MISSING = (
         (550, GCT_MISSING, NotFound),
         (500, ("Command failed. : x", "globus_xio: System error in write: No space left on device", "End."), NoSpace),
         (500, ("Command failed. : callback failed.", "an end-of-file was reached", "End."), Unreachable),
+        (500, ("Command failed. : x", "globus_xio: Unable to connect to 10.77.0.11:50300", "End."), Unreachable),
         (500, ("Path not allowed.",), Denied),
         (553, ("GlobusError: v=1 c=PERMISSION_DENIED", "Permission denied", "End."), Denied),
         (534, ("Data connection auth error : Encryption is required.",), Refused),
