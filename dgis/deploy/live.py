@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files as resources
 from ipaddress import IPv4Address
 from typing import Any, Final
 
@@ -22,12 +23,8 @@ Listing = dict[str, list[str]]
 _PROTOCOLS: Final[dict[str, Protocol]] = {"tcp": "tcp", "udp": "udp"}
 _LIST_NFT: Final = "nft -j list table inet dgis && nft -s list table inet dgis"
 _ELSEWHERE: Final = ("unshare", "--net", "sh", "-c")
-_FORGET: Final = """\
-while read -r protocol source sport target dport; do
-    conntrack -D -p "$protocol" --orig-src "$source" --orig-dst "$target" \\
-        --orig-port-src "$sport" --orig-port-dst "$dport"
-done
-"""
+_OVER: Final = frozenset({"TIME_WAIT", "CLOSE"})
+_WATCH_SECONDS: Final = 0.3  # for a packet of each connection that is cut, by which both its ends can be told
 
 
 class Nft:
@@ -104,34 +101,37 @@ def firewall(plan: HostPlan, machine: Machine) -> Firewall:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """A connection that the kernel knows: as its first packet was, from which port, and where it really leads."""
+    """A connection that the kernel knows: as its first packet was, from which port, where it really leads, and whom
+    it comes from as that one sees it."""
 
     connection: Connection
     source_port: int
     landed: tuple[IPv4Address, int]
+    shown: tuple[IPv4Address, int]
 
 
 def ready(machine: Machine) -> None:
     """Raise HostError when connections could not be ended: better before the rules are switched than after."""
-    machine.run(("conntrack", "--version"))
+    for program in ("conntrack", "python3"):
+        machine.run((program, "--version"))
 
 
 def cut(plan: HostPlan, machine: Machine, *, former: frozenset[IPv4Address], dry_run: bool = False) -> int:
     """End every tracked connection through this host that the plan does not allow; returns how many there were.
 
     The kernel lets established connections pass without asking the rules again; a removed door would stay open for
-    whoever is in it, and a moved one would lead to the old place. Once forgotten by the kernel, their next packet meets
-    the rules as if it were the first.
+    whoever is in it, and a moved one would lead to the old place. Both ends of those that are in use learn at once.
     """
     ended = [each for each in tracked(machine) if outlived(plan, each.connection, each.landed, former)]
     if ended and not dry_run:
-        # some may have ended by themselves meanwhile, which conntrack would call a failure
-        machine.attempt(("sh", "-c", _FORGET), text="".join(map(_line, ended)))
+        script = resources("dgis.deploy").joinpath("cutter.py").read_text(encoding="utf-8")
+        flows = json.dumps([_flow(each) for each in ended])
+        machine.run(("python3", "-I", "-S", "-c", script, str(_WATCH_SECONDS)), text=flows, timeout=60 + len(ended))
     return len(ended)
 
 
 def tracked(machine: Machine) -> Iterator[Tracked]:
-    """Every tracked TCP and UDP connection."""
+    """Every tracked TCP and UDP connection that is not over."""
     listing = machine.run(("conntrack", "-L", "-f", "ipv4", "-o", "xml"))
     if not listing.strip():
         return
@@ -140,11 +140,13 @@ def tracked(machine: Machine) -> Iterator[Tracked]:
     except etree.XMLSyntaxError as error:
         raise HostError(f"conntrack -L -o xml gave no XML: {error}") from error
     for flow in root.iterfind("flow"):
+        if flow.findtext("meta/state") in _OVER:
+            continue
         there, back = _ends(flow, "original"), _ends(flow, "reply")
         protocol = _PROTOCOLS.get(str(flow.xpath("string(meta[@direction='original']/layer4/@protoname)")))
         if there is not None and back is not None and protocol is not None:
             (source, source_port), (target, port) = there
-            yield Tracked(Connection(source, target, protocol, port), source_port, back[0])
+            yield Tracked(Connection(source, target, protocol, port), source_port, *back)
 
 
 def _ends(flow: Any, direction: str) -> tuple[tuple[IPv4Address, int], tuple[IPv4Address, int]] | None:
@@ -159,9 +161,11 @@ def _ends(flow: Any, direction: str) -> tuple[tuple[IPv4Address, int], tuple[IPv
     return (IPv4Address(source), int(source_port)), (IPv4Address(target), int(port))
 
 
-def _line(each: Tracked) -> str:
+def _flow(each: Tracked) -> list[Any]:
+    """A connection as `cutter` takes it."""
     one = each.connection
-    return f"{one.protocol} {one.source} {each.source_port} {one.target} {one.port}\n"
+    ends = ((one.source, each.source_port), (one.target, one.port), each.landed, each.shown)
+    return [one.protocol, *([str(address), port] for address, port in ends)]
 
 
 def _comparable(listing: str) -> Listing:

@@ -213,11 +213,11 @@ def test_apply_says_what_it_does(stage: Scene) -> None:
     would = stage.run("apply", "--dry-run", "--format", "json")
     assert json.loads(would.stdout) == {"host": "xen1", "changed": changed, "cut": 1, "notes": []}
     would = stage.run("apply", "--dry-run")
-    assert would.stdout.splitlines() == ["xen1: would change nat.nft, live rules", "xen1: 1 connections would be cut"]
+    assert would.stdout.splitlines() == ["xen1: would change nat.nft, live rules", "xen1: would cut 1 connection"]
     assert flowing.still_flows()
     done = stage.run("apply")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["xen1: changed nat.nft, live rules", "xen1: 1 connections were cut"]
+    assert done.stdout.splitlines() == ["xen1: changed nat.nft, live rules", "xen1: cut 1 connection"]
     assert flowing.end(within=3)[0] == "reset"
     assert stage.run("apply").stdout == "xen1: changed nothing\n"
     stage.apply((stage.text, before))

@@ -9,6 +9,7 @@ import ssl
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -89,6 +90,59 @@ class Stream:
         if said != _NUMBER.pack(self.count):
             raise AssertionError("another number came back: bytes were lost or changed")
         return ""
+
+
+class Push:
+    """One end only sends, the other only takes; each says how it ended, as a `Stream` does."""
+
+    def __init__(self, sender: socket.socket, taker: socket.socket, *, size: int, every: float = 0.0) -> None:
+        self.ended = {"sender": "", "taker": ""}
+        self.taken = 0
+        self._done = threading.Event()
+        self._links = {"sender": sender, "taker": taker}
+        for link in self._links.values():
+            link.settimeout(20)
+        works = {"sender": lambda: self._send(sender, b"x" * size, every), "taker": lambda: self._take(taker)}
+        self._threads = [threading.Thread(target=self._run, args=each, daemon=True) for each in works.items()]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Push:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for link in self._links.values():
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()
+        for thread in self._threads:
+            thread.join()
+
+    def ends(self, *, within: float) -> dict[str, str]:
+        """Wait for both ends; how they ended."""
+        until = time.monotonic() + within
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return dict(self.ended)
+
+    def _run(self, name: str, work: Callable[[], str]) -> None:
+        try:
+            self.ended[name] = work()
+        except TimeoutError:
+            self.ended[name] = "silent"
+        except OSError:
+            self.ended[name] = "reset"
+
+    def _send(self, link: socket.socket, data: bytes, every: float) -> str:
+        while not self._done.wait(every):
+            link.sendall(data)
+        return ""
+
+    def _take(self, link: socket.socket) -> str:
+        while part := link.recv(1 << 20):
+            self.taken += len(part)
+        return "eof"
 
 
 def stream(node: Node, address: str, port: int, *, every: float = 0.02) -> Stream:

@@ -114,7 +114,8 @@ def apply(target: Target, *, file: Path, dry_run: bool, fmt: Format) -> None:
         return
     lines = [f"{done.host}: {'would change' if dry_run else 'changed'} {', '.join(done.changed) or 'nothing'}"]
     if done.cut:
-        lines.append(f"{done.host}: {done.cut} connections {'would be' if dry_run else 'were'} cut")
+        counted = "1 connection" if done.cut == 1 else f"{done.cut} connections"
+        lines.append(f"{done.host}: {'would cut' if dry_run else 'cut'} {counted}")
     for line in lines:
         console().print(line, highlight=False, markup=False, soft_wrap=True)
     for note in done.notes:

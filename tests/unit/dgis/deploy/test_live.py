@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,12 +160,11 @@ ICMP = (
 def test_tracked_connections_know_where_they_lead() -> None:
     through = flow("tcp", (LF1, 40000, PUBLIC, 2811), (NODE, 2811, LF1, 40000))
     named = flow("udp", (NODE, 5353, "192.0.2.53", 53), ("192.0.2.53", 53, PUBLIC, 5353))
-    found = list(live.tracked(Saying(out=listing(through, ICMP, named))))
-    assert found == [
-        Tracked(Connection(IPv4Address(LF1), IPv4Address(PUBLIC), "tcp", 2811), 40000, (IPv4Address(NODE), 2811)),
-        Tracked(
-            Connection(IPv4Address(NODE), IPv4Address("192.0.2.53"), "udp", 53), 5353, (IPv4Address("192.0.2.53"), 53)
-        ),
+    over = [through.replace("ESTABLISHED", state) for state in ("TIME_WAIT", "CLOSE")]
+    lf1, node, public, resolver = (IPv4Address(each) for each in (LF1, NODE, PUBLIC, "192.0.2.53"))
+    assert list(live.tracked(Saying(out=listing(through, ICMP, *over, named)))) == [
+        Tracked(Connection(lf1, public, "tcp", 2811), 40000, (node, 2811), (lf1, 40000)),
+        Tracked(Connection(node, resolver, "udp", 53), 5353, (resolver, 53), (public, 5353)),
     ]
     assert list(live.tracked(Saying(out=""))) == [] == list(live.tracked(Saying(out=listing())))
     with pytest.raises(HostError, match="conntrack -L -o xml gave no XML"):
@@ -177,7 +177,9 @@ def test_all_that_have_to_go_are_forgotten_in_one_command() -> None:
     machine = Saying(out=listing(*gone, kept))
     assert live.cut(plan_of(), machine, former=frozenset(), dry_run=True) == 2 and len(machine.asked) == 1
     assert live.cut(plan_of(), machine, former=frozenset()) == 2
-    assert machine.asked[-1][1] == f"tcp {OUTSIDE} 50001 {PUBLIC} 2811\ntcp {OUTSIDE} 50002 {PUBLIC} 2811\n"
+    assert json.loads(machine.asked[-1][1]) == [
+        ["tcp", [OUTSIDE, port], [PUBLIC, 2811], [NODE, 2811], [OUTSIDE, port]] for port in (50001, 50002)
+    ]
     quiet = Saying(out=listing(kept))
     assert live.cut(plan_of(), quiet, former=frozenset()) == 0 and len(quiet.asked) == 1
 
