@@ -76,9 +76,9 @@ def test_the_masters_socket_is_debians_or_beside_the_other_one() -> None:
 
 @pytest.mark.parametrize("tool", ["conntrack --version", "python3 --version", "nft -c", "haproxy -c"])
 def test_what_cannot_be_done_to_the_end_is_not_begun(tool: str) -> None:
-    machine = Saying(
-        says={"nft -j list": '{"nftables": []}\n', "python3 -I": "[null, null, null, null, null]"}, fails=(tool,)
-    )
+    listed, expected = '{"nftables": []}\n', '{"nftables": [{"set": {"name": "outer"}}]}\n'
+    says = {"unshare": expected, "nft -j list": listed, "python3 -I": "[null, null, null, null, null]"}
+    machine = Saying(says=says, fails=(tool,))
     with pytest.raises(HostError, match="no such thing here"):
         apply.apply(plan_of("pilot-cesnet", "xen1"), Way(machine))
     touching = ("nft -f -", "sysctl -q", "mv ", "conntrack -L")
