@@ -34,7 +34,7 @@ def problems(file: SiteFile, source: Source) -> tuple[Finding, ...]:
     """Everything that does not fit. References come first: where one leads nowhere the rest is not asked."""
     found = [*_names(file), *_references(file)]
     if not found:
-        found = [*_hosts(file), *_networks(file), *_addresses(file), *checkroles.problems(file)]
+        found = [*_hosts(file), *_wires(file), *_networks(file), *_addresses(file), *checkroles.problems(file)]
     return tuple(source.finding(loc, text) for loc, text in found)
 
 
@@ -123,14 +123,16 @@ def _hosts(file: SiteFile) -> Iterator[Problem]:
             if any(network.bridge == wire.interface for _, wire in wires):
                 text = "is an interface of this host: a bridge is a new interface, like dgisbr0"
                 yield ("hosts", number, "networks", place, "bridge"), text
-        if host.uplink is not None and host.uplink.gateway not in (None, *host.uplink.address.network):
-            yield ("hosts", number, "uplink", "gateway"), f"write an address of {host.uplink.address.network}"
-    publics = [
-        (("hosts", n, "uplink"), str(host.uplink.public or host.uplink.address.ip))
-        for n, host in enumerate(file.hosts)
-        if host.uplink is not None
-    ]
-    yield from _twice(publics)
+    publics: dict[IPv4Address, str] = {}
+    for number, host in enumerate(file.hosts):
+        if host.uplink is not None:
+            public = host.uplink.public or host.uplink.address.ip
+            other = publics.setdefault(public, host.name)
+            if other != host.name:
+                yield ("hosts", number, "uplink"), f"{public} is the public address of {other}: give each its own"
+    for number, peer in enumerate(file.peers):
+        if peer.address in publics:
+            yield ("peers", number, "address"), f"is {publics[peer.address]}'s own public address: write the peer's"
 
 
 def _behind(number: int, host: HostTable, gateway: HostTable) -> Iterator[Problem]:
@@ -139,8 +141,43 @@ def _behind(number: int, host: HostTable, gateway: HostTable) -> Iterator[Proble
         yield place, f"{gateway.name} has no inner: give it one in the same network"
     elif host.inner is not None and host.inner.address.network != gateway.inner.address.network:
         yield (*place, "address"), f"write an address of {gateway.inner.address.network}, like {gateway.name}'s inner"
-    elif host.inner is not None and host.inner.address.ip == gateway.inner.address.ip:
-        yield (*place, "address"), f"is {gateway.name}'s own address: write another one of its network"
+
+
+def _wires(file: SiteFile) -> Iterator[Problem]:
+    """Interfaces: an address stands once in a network, and a network is behind one interface of a host."""
+    taken: dict[tuple[str, IPv4Address], str] = {}
+    for number, host in enumerate(file.hosts):
+        seen: list[tuple[str, IPv4Network]] = []
+        for key in ("uplink", "inner", "lan"):
+            wire, loc = getattr(host, key), ("hosts", number, key)
+            if wire is None:
+                continue
+            network, own = wire.address.network, f"the {key} of {host.name}"
+            # Uplinks behind firewalls of their own may be alike, and each gateway has an inner wire of its own
+            where = {"uplink": host.name, "inner": host.behind or host.name, "lan": ""}[key]
+            other = taken.setdefault((f"{key} {where}", wire.address.ip), own)
+            if other != own:
+                yield (*loc, "address"), f"is {other} already: write another address of {network}"
+            for name, near in seen:
+                if network.overlaps(near):
+                    text = f"lies in the network of its {name} ({near}): a host has one interface in a network"
+                    yield (*loc, "address"), text
+            seen.append((key, network))
+            gateway = getattr(wire, "gateway", None)
+            if gateway is not None and (gateway not in network or gateway == wire.address.ip):
+                yield (*loc, "gateway"), f"write another address of {network}"
+        yield from _lan(number, host)
+
+
+def _lan(number: int, host: HostTable) -> Iterator[Problem]:
+    if host.lan is None:
+        return
+    loc: Loc = ("hosts", number, "lan", "networks")
+    for place, network in enumerate(host.lan.networks):
+        if network.prefixlen == 0:
+            yield (*loc, place), "the LAN is not the way to everywhere: name the networks that are behind its gateway"
+        elif host.lan.gateway is None and not network.subnet_of(host.lan.address.network):
+            yield loc, f"nobody leads to {network}: write the gateway of the LAN, too"
 
 
 def _networks(file: SiteFile) -> Iterator[Problem]:
@@ -165,8 +202,9 @@ def _networks(file: SiteFile) -> Iterator[Problem]:
             for owner, other in (*seen, *outside):
                 if network.cidr.overlaps(other) and other.prefixlen > 0:
                     yield loc, f"overlaps {other} of {owner}: take a network of its own, like 10.77.{number}.0/24"
-            if network.gateway is not None and network.gateway not in network.cidr:
-                yield (*loc[:-1], "gateway"), f"write an address of {network.cidr}"
+            edges = (network.cidr.network_address, network.cidr.broadcast_address)
+            if network.gateway is not None and (network.gateway not in network.cidr or network.gateway in edges):
+                yield (*loc[:-1], "gateway"), f"write an address of {network.cidr} that a host can have"
             seen.append((f"the network {network.name} of {host.name}", network.cidr))
 
 

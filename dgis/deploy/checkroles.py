@@ -24,6 +24,7 @@ def problems(file: SiteFile) -> Iterator[Problem]:
         yield from _ports_of(number, guest)
         yield from _facing(file, number, guest)
         yield from _own_ports(number, guest)
+        yield from _reachable(file, number, guest)
     yield from _clashes(file)
     yield from _names_twice(file)
 
@@ -100,6 +101,9 @@ def _ports_of(number: int, guest: GuestTable) -> Iterator[Problem]:
     for place, ports in inside:
         if ports.first < _PRIVILEGED:
             yield place, f"services listen without privileges: take ports from {_PRIVILEGED} on"
+        for port, what in _fixed(guest).items():
+            if port in ports:
+                yield place, f"port {port} is this guest's {what}: take others"
     for number_of, forward in enumerate(guest.forwards):
         target = forward.guest or forward.public
         if forward.public.count > 1 and target != forward.public:
@@ -109,6 +113,15 @@ def _ports_of(number: int, guest: GuestTable) -> Iterator[Problem]:
             yield (*loc, "forwards", number_of, "guest"), "one public port leads to one port: write a single one"
     for count in (n for n, forward in enumerate(guest.forwards) if forward.public.count > 20000):
         yield (*loc, "forwards", count, "public"), "that is a third of all ports: write the ones that are needed"
+
+
+def _fixed(guest: GuestTable) -> dict[int, str]:
+    """The ports at which services listen in a guest, whatever they are outside."""
+    ports = {HTTPS_PORTS[role]: "HTTPS" for role in guest.roles if role in HTTPS_PORTS}
+    ports |= {SFTP_PORT: "SFTP"} if guest.sftp is not None else {}
+    if guest.dimse is not None:
+        ports |= {DIMSE_PORT: "DIMSE"} | ({DIMSE_TLS_PORT: "DICOM TLS"} if guest.dimse.tls_port is not None else {})
+    return ports
 
 
 def _facing(file: SiteFile, number: int, guest: GuestTable) -> Iterator[Problem]:
@@ -122,6 +135,11 @@ def _facing(file: SiteFile, number: int, guest: GuestTable) -> Iterator[Problem]
             if role in guest.roles and (file.peers or role == "front"):
                 text = f"the role {role} faces other sites, but this network is inside: move it to zone dmz or open"
                 yield (*loc, "roles"), text
+    lans = [net for host in file.hosts if host.lan for net in (host.lan.address.network, *host.lan.networks)]
+    for place, way in enumerate(guest.egress if zone == "dmz" else ()):
+        if any(way.to.subnet_of(net) for net in lans):
+            text = "is the institution's own, and guests in the DMZ may not reach in: leave it out, or use zone open"
+            yield (*loc, "egress", place, "to"), text
     if zone == "dmz" and guest.dimse is not None:
         for place, entity in enumerate(guest.dimse.aes):
             if entity.host is not None:
@@ -147,6 +165,26 @@ def _own_ports(number: int, guest: GuestTable) -> Iterator[Problem]:
                 yield ("guests", number, key, place, each), f"{text}; leave this out"
 
 
+def _reachable(file: SiteFile, number: int, guest: GuestTable) -> Iterator[Problem]:
+    """Clients that would get no answer: a host behind answers its own LAN directly, not by the gateway they came by."""
+    host, gateway = _host(file, guest), _gateway(file, guest)
+    lans = (host.lan.address.network, *host.lan.networks) if host.lan is not None and host is not gateway else ()
+    for place, forward in enumerate(guest.forwards):
+        for each, network in enumerate(forward.sources):
+            if any(network.subnet_of(lan) for lan in lans):
+                text = (
+                    f"these are in the LAN of {host.name}, which would answer them past {gateway.name}: leave them out"
+                )
+                yield (
+                    ("guests", number, "forwards", place, "from", each),
+                    f"{text}, or move this guest to {gateway.name}",
+                )
+    for place, entry in enumerate(guest.names if "front" in guest.roles else ()):
+        if entry.port == gateway.front:
+            text = "is the front itself, which would call itself for ever: write the port of a service"
+            yield ("guests", number, "names", place, "port"), text
+
+
 @dataclass(frozen=True, slots=True)
 class _Claim:
     """Ports of an address that somebody wants."""
@@ -160,10 +198,12 @@ class _Claim:
 def _clashes(file: SiteFile) -> Iterator[Problem]:
     """No two doors of one address want the same port."""
     claims: dict[str, list[_Claim]] = {}
-    for host in file.hosts:
-        own = claims.setdefault(f"{host.name} outside", [])
-        own.append(_Claim(("hosts",), f"ssh of the host {host.name}", "tcp", PortRange.one(host.ssh)))
-        own.append(_Claim(("hosts",), "the front", "tcp", PortRange.one(host.front)))
+    for number, host in enumerate(file.hosts):
+        ssh = _Claim(("hosts",), f"ssh of the host {host.name}", "tcp", PortRange.one(host.ssh))
+        front = _Claim(("hosts",), "the front", "tcp", PortRange.one(host.front))
+        claims |= {f"{host.name} outside": [ssh, front], f"{host.name} lan": [ssh]}
+        if host.uplink is not None and host.ssh == host.front:
+            yield ("hosts", number, "ssh"), "is the port of HTTPS and SFTP, too: give SSH to the host another one"
     for number, guest in enumerate(file.guests):
         gateway = _gateway(file, guest)
         for place, claim in _claimed(number, guest, gateway, _host(file, guest)):

@@ -84,7 +84,8 @@ def _hosts(draw: st.DrawFn) -> list[dict[str, Any]]:
         else:
             host["behind"] = "host0"
         if draw(st.booleans()):
-            host["lan"] = _wire("eth1", f"10.20.1.{number + 1}/24") | {"networks": ["10.20.0.0/16"]}
+            beyond = {"gateway": "10.20.1.254", "networks": ["10.20.0.0/16"]}
+            host["lan"] = _wire("eth1", f"10.20.1.{number + 1}/24") | beyond
         zones = draw(st.sampled_from((("open",), ("dmz",), ("inside",), ("open", "dmz"))))
         host["networks"] = [
             {"name": f"n{place}", "bridge": f"br{place}", "cidr": f"10.{77 + number}.{place}.0/24", "zone": zone}
