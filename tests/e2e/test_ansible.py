@@ -4,7 +4,6 @@ libvirt's test driver behind its daemon, and a storage service with a certificat
 from __future__ import annotations
 
 import ssl
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pytest
 
 from certs import ca
 from dgis.deploy import check
-from tests.helpers.ansiblelab import BIN, GUEST, HYPERVISOR, NEEDS, VIRSH, Controller, Machine, machine
+from tests.helpers.ansiblelab import GUEST, HYPERVISOR, NEEDS, VIRSH, Controller, Machine, machine, storage_service
 from tests.helpers.netlab import Lab, require_netlab
 from tests.helpers.netnode import Node
 from tests.helpers.netprobe import read_greeting
@@ -22,22 +21,7 @@ from tests.helpers.sitelab import World
 
 pytestmark = NEEDS
 
-# What a guest without systemd is asked: does it answer, as whom it says it is, to whom it knows
-_HEALTH = """import socket, ssl, sys
-name, etc = sys.argv[1], "/etc/dgis/storage/storage"
-context = ssl.create_default_context(cafile="/etc/dgis/trust/ca.pem")
-context.load_cert_chain(etc + ".cert.pem", etc + ".key.pem")
-with context.wrap_socket(socket.create_connection(("127.0.0.1", 9443), 5), server_hostname=name) as link:
-    link.sendall(f"GET /health HTTP/1.1\\r\\nHost: {name}\\r\\nConnection: close\\r\\n\\r\\n".encode())
-    sys.exit(b" 200 " not in link.recv(100))
-"""
 _STORAGE = "storage.store.lab.example"
-_SERVE = [str(BIN / "dgis-storage"), "serve", "--config", "/etc/dgis/storage/storage.toml"]
-_DAEMON = ["start-stop-daemon", "--start", "--background", "--make-pidfile", "--pidfile", "/run/storage.pid"]
-_SERVICE = {
-    "dgis_service_start": [*_DAEMON, "--startas", _SERVE[0], "--", *_SERVE[1:]],
-    "dgis_service_health": [sys.executable, "-c", _HEALTH, _STORAGE],
-}
 
 
 def _site(key: str) -> dict[str, object]:
@@ -104,7 +88,7 @@ def scene() -> Iterator[Scene]:
         peer = world.place("peer", IPv4Interface("198.51.100.99/24"))
         home = lab.folder / "ca"
         ca.init_site(home, organisation="Lab Grid")
-        operator = Controller(lab, admin, _site(lab.ssh.public_key), home, _SERVICE)
+        operator = Controller(lab, admin, _site(lab.ssh.public_key), home, storage_service(_STORAGE))
         operator.render()
         world.add(check.load(operator.folder / "site.yml"))
         host = machine(lab, world.node("lab", "kvm1"), "kvm1.lab.example", "root", HYPERVISOR)
@@ -115,6 +99,7 @@ def scene() -> Iterator[Scene]:
 def _through_front(scene: Scene) -> bytes:
     """Ask the storage service by the public port, as the DGIS of the other site."""
     operator = scene.operator
+    assert operator.authority is not None
     mine = ca.issue_host(operator.authority, "dgis.gate.far.example", roles=("gateway",), out=operator.folder)
     context = ssl.create_default_context(cafile=str(operator.authority / "trust" / "ca.pem"))
     context.load_cert_chain(mine.cert, mine.key)

@@ -6,7 +6,9 @@ Two hosts, each with libvirt's test driver behind its own daemon; the disks go f
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from certs import ca
 from dgis.deploy import check
-from tests.helpers.ansiblelab import GUEST, HYPERVISOR, NEEDS, VIRSH, Controller, Machine, machine
+from tests.helpers.ansiblelab import BIN, GUEST, HYPERVISOR, NEEDS, VIRSH, Controller, Machine, machine, storage_service
 from tests.helpers.netlab import Lab, require_netlab
 from tests.helpers.sitelab import World
 
@@ -170,3 +172,46 @@ def test_a_guest_grows_moves_and_goes(pair: tuple[Controller, Machine, Machine])
     with pytest.raises(AssertionError, match="was not made from this site file"):
         operator.play("remove-guest.yml", guest="store")
     assert _domain(two)
+
+
+# The CA's user has to reach the interpreter, wherever that lies; in this root file system alone
+_REACHABLE = """install -d -o dgis-ca -g dgis-ca -m 700 /var/lib/dgis/ca
+for each in {parents}; do chmod o+x "$each"; done
+"""
+
+
+def test_the_ca_of_a_site_signs_in_its_own_guest() -> None:
+    """A service's key is made where it is used, its request signed in the CA's guest; new lists come by trust.yml."""
+    require_netlab()
+    parents = shlex.join(str(each) for each in Path(sys.executable).resolve().parents if each != Path("/"))
+    with Lab("guests") as lab:
+        world = World(lab)
+        admin = world.place("admin", IPv4Interface("198.51.100.2/24"))
+        site = _site(lab.ssh.public_key)
+        site["hosts"], site["peers"] = site["hosts"][:1], []
+        site["guests"].append({"name": "authority", "host": "one", "address": "10.77.0.15", "roles": ["ca"]})
+        operator = Controller(lab, admin, site, None, storage_service("storage.store.pair.example"))
+        operator.render()
+        world.add(check.load(operator.folder / "site.yml"))
+        machine(lab, world.node("pair", "one"), "one.pair.example", "root", HYPERVISOR)
+        store = machine(lab, world.node("pair", "store"), "store.pair.example", "operator", GUEST)
+        prepare = GUEST + _REACHABLE.format(parents=parents)
+        authority = machine(lab, world.node("pair", "authority"), "authority.pair.example", "operator", prepare)
+        home = authority.root / "var/lib/dgis/ca"
+
+        operator.play("site.yml", "--limit", "guests,localhost", dgis_create_ca=True)
+        assert {path.stat().st_uid for path in home.rglob("*")} == {home.stat().st_uid} == {944}
+        said = store.run("openssl", "x509", "-noout", "-issuer", "-in", "/etc/dgis/storage/storage.cert.pem")
+        assert "Lab Grid" in said
+        assert set(operator.play("site.yml", "--limit", "guests,localhost").values()) == {0}, operator.said
+
+        before = _lists(store)
+        words = ["setpriv", "--reuid=dgis-ca", "--regid=dgis-ca", "--init-groups", str(BIN / "dgis-certs")]
+        authority.run(*words, "crl", "--home", "/var/lib/dgis/ca")
+        assert operator.play("trust.yml")["store.pair.example"] == 1
+        assert before and all(before[name] != now for name, now in _lists(store).items())
+
+
+def _lists(guest: Machine) -> dict[str, str]:
+    """The revocation lists of a guest by name."""
+    return {path.name: _digest(path) for path in (guest.root / "etc/dgis/trust").glob("*.r0")}

@@ -79,6 +79,15 @@ _FRONT = """#!/bin/sh
 if kill -0 "$(cat /run/front.pid)" 2>/dev/null; then exec kill -USR2 "$(cat /run/front.pid)"; fi
 exec haproxy -W -D -p /run/front.pid -f /etc/dgis/deploy/haproxy.cfg
 """
+# What a guest without systemd is asked: does it answer, as whom it says it is, to whom it knows
+_HEALTH = """import socket, ssl, sys
+name, etc = sys.argv[1], "/etc/dgis/storage/storage"
+context = ssl.create_default_context(cafile="/etc/dgis/trust/ca.pem")
+context.load_cert_chain(etc + ".cert.pem", etc + ".key.pem")
+with context.wrap_socket(socket.create_connection(("127.0.0.1", 9443), 5), server_hostname=name) as link:
+    link.sendall(f"GET /health HTTP/1.1\\r\\nHost: {name}\\r\\nConnection: close\\r\\n\\r\\n".encode())
+    sys.exit(b" 200 " not in link.recv(100))
+"""
 VIRSH = ["virsh", "-c", "test+unix:///default"]
 _RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -90,7 +99,7 @@ class Controller:
     lab: Lab
     node: Node
     site: dict[str, Any]
-    authority: Path
+    authority: Path | None = None  # the CA's home, where it is on the operator's machine
     variables: Mapping[str, object] = field(default_factory=dict)
     folder: Path = field(init=False)
     said: str = ""
@@ -160,9 +169,9 @@ class Controller:
             "dgis_bin": str(BIN / "dgis"),
             "dgis_deploy_options": ["--reload", f"sh {self.folder / 'front'}"],
             "dgis_virsh": VIRSH,
-            "ca_home": str(self.authority),
             "dgis_signer": str(BIN / "dgis-certs"),
             "dgis_certs": str(BIN / "dgis-certs"),
+            **({"ca_home": str(self.authority)} if self.authority is not None else {}),
             **self.variables,
         }
 
@@ -220,3 +229,13 @@ def machine(lab: Lab, node: Node, name: str, user: str, prepare: str) -> Machine
         print(log.read_text())
         raise
     return Machine(node, child)
+
+
+def storage_service(name: str) -> dict[str, object]:
+    """Variables by which a storage service of that name is started, and asked how it is, where no systemd does it."""
+    serve = [str(BIN / "dgis-storage"), "serve", "--config", "/etc/dgis/storage/storage.toml"]
+    daemon = ["start-stop-daemon", "--start", "--background", "--make-pidfile", "--pidfile", "/run/storage.pid"]
+    return {
+        "dgis_service_start": [*daemon, "--startas", serve[0], "--", *serve[1:]],
+        "dgis_service_health": [sys.executable, "-c", _HEALTH, name],
+    }
