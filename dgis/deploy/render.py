@@ -95,7 +95,7 @@ def _guest(site: Site, host: Host, guest: Guest, certs: Path | None) -> Iterator
         yield f"libvirt/{guest.name}.xml", Artefact(libvirt.domain(site, guest))
     else:
         yield f"xen/{guest.name}.cfg", _text(xen.config(site, guest))
-    extra = {**_front_files(site, guest), **(certificates.of_guest(certs, guest) if certs is not None else {})}
+    extra = {**_front_files(site, guest), **(certificates.of_guest(site, certs, guest) if certs is not None else {})}
     secret = any(file.mode & 0o077 == 0 for file in extra.values())
     made = cloudinit.seed(site, guest, secrets=extra)
     place = f"seed/{guest.name}"

@@ -115,7 +115,9 @@ def diff(*, file: Path, against: Path, certs: Path | None) -> None:
 @click.option("--home", type=FOLDER, required=True, help="The authority's directory (dgis-certs init).")
 @click.option("--out", type=FOLDER, required=True, help="Where GUEST/SERVICE.cert.pem and .key.pem go.")
 def certificates(*, file: Path, home: Path, out: Path) -> None:
-    """Issue the certificates of a site's services by file, with the keys; what is there already stays.
+    """Issue the certificates of a site's services by file, with the keys.
+
+    What is there stays, but for what is due or says other names than the site file.
 
     The other way leaves each key where it is used: HOST/seed/GUEST/files has a csr.cnf for every service, for openssl
     and `dgis-certs sign`.
