@@ -49,6 +49,7 @@ class Scene:
     peers: dict[str, Node]
     site: str = "cesnet"
     host: str = "xen1"
+    _streams: ExitStack = field(default_factory=ExitStack)
     _wiki: list[TlsEcho] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
 
@@ -114,15 +115,26 @@ class Scene:
 
     def caller(self, node: Node) -> Caller:
         """A party that calls by name through the front."""
-        return self._open.enter_context(Caller(node, PUBLIC, 443, self.authority.client(node.name)))
+        return self._streams.enter_context(Caller(node, PUBLIC, 443, self.authority.client(node.name)))
 
     def stream(self, node: Node, address: str, port: int) -> Stream:
-        """A stream that ends at the latest with the scene."""
-        return self._open.enter_context(stream(node, address, port))
+        """A stream that ends at the latest with the act."""
+        return self._streams.enter_context(stream(node, address, port))
 
     def named(self, node: Node, name: str) -> Stream:
         """The same through the front."""
-        return self._open.enter_context(self.caller(node).stream(name))
+        return self._streams.enter_context(self.caller(node).stream(name))
+
+    @contextmanager
+    def act(self) -> Iterator[Scene]:
+        """For one of several tests on the same stage: afterwards its streams are gone, and the file is as before."""
+        text = self.text
+        try:
+            yield self
+        finally:
+            self._streams.close()
+            if self.text != text:
+                self.apply((self.text, text))
 
 
 @contextmanager
@@ -136,7 +148,7 @@ def scene(folder: Path, *edits: Edit, prefix: str = "scene") -> Iterator[Scene]:
         file = folder / "cesnet.yml"
         file.write_text(text)
         made = Scene(world, text, file, Authority.make(folder / "authority"), peers)
-        with made._open:
+        with made._open, made._streams:
             made.apply()
             made.serve()
             yield made
