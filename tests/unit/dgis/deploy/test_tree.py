@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,9 +36,10 @@ def test_a_second_rendering_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     assert tree.write(MADE, out) == tree.Written(tuple(MADE), ())
     assert files(out) == set(MADE)
-    inodes = {name: (out / name).stat().st_ino for name in MADE}
+    inodes = {path: path.stat().st_ino for path in out.rglob("*")}
+    assert len(inodes) > len(MADE)  # the list, too
     assert tree.write(MADE, out) == tree.Written((), ())
-    assert inodes == {name: (out / name).stat().st_ino for name in MADE}
+    assert inodes == {path: path.stat().st_ino for path in out.rglob("*")}
 
 
 def test_secret_files_are_their_owners_only_and_become_so_again(tmp_path: Path) -> None:
@@ -81,12 +85,13 @@ def test_an_interrupted_rendering_is_finished_by_the_next(tmp_path: Path, monkey
         whole(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DeployError, match=f"{out}/site.svg: No space left on device: make room there, then run this"):
         tree.write(MADE, out)
     monkeypatch.undo()
+    assert not list(out.rglob(".*.new"))
     # what was written is known: a smaller rendering removes it
     assert set(tree.write({"site.svg": MADE["site.svg"]}, out).removed) == MADE.keys() - {"site.svg"}
-    assert files(out) == {"site.svg"} | ({".site.svg.new"} & files(out))
+    assert files(out) == {"site.svg"}
 
 
 def test_differences_are_a_diff_of_what_would_change(tmp_path: Path) -> None:
@@ -111,6 +116,9 @@ def test_differences_are_a_diff_of_what_would_change(tmp_path: Path) -> None:
         ({"host/seed/node/user-data": None}, "host/seed/node/user-data: no longer made"),
         ({"host/key.pem": Artefact(KEY.encode(), secret=True)}, "host/key.pem: new"),
         ({"host/seed/node.iso": Artefact(b"CD001\x00")}, "host/seed/node.iso: differs"),
+        ({"host/trust/ca.pem": Artefact(b"-----BEGIN CERTIFICATE-----")}, "host/trust/ca.pem: new"),
+        ({"host/trust/1a2b3c4d.0": Artefact(b"-----BEGIN CERTIFICATE-----")}, "host/trust/1a2b3c4d.0: new"),
+        ({"host/trust/1a2b3c4d.r0": Artefact(b"-----BEGIN X509 CRL-----")}, "host/trust/1a2b3c4d.r0: new"),
         ({"site.svg": Artefact(b"<svg/>")}, "site.svg: differs in its line ends"),
         ({"empty": Artefact(b"")}, "empty: an empty file"),
     ],
@@ -133,3 +141,86 @@ def test_replacing_keeps_the_mode_when_asked(tmp_path: Path) -> None:
     tree.replace(path, b"new", mode=None)
     assert path.read_text() == "new" and mode(path) == 0o664
     assert os.listdir(tmp_path) == ["site.yml"]
+
+
+def _link(path: Path, target: Path) -> None:
+    target.mkdir()
+    shutil.copytree(path, target, dirs_exist_ok=True) if path.is_dir() else None
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(target if target.is_dir() and "." not in path.name else target / "file")
+
+
+def _file(path: Path, _: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("in the way")
+
+
+def _directory(path: Path, _: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("host", _link, "out/host is a symbolic link, and what is rendered stays in .*/out: remove it"),
+        ("host/seed", _link, "out/host/seed is a symbolic link"),
+        ("site.svg", _link, "out/site.svg is a symbolic link"),
+        ("old.txt", _link, "out/old.txt is a symbolic link"),
+        (".rendered", lambda path, _: path.symlink_to(path.rename(path.with_name("other"))), "rendered is a symbolic"),
+        ("host/seed", _file, "out/host/seed is in the way, a directory of that name is rendered: move it away"),
+        ("site.svg", _directory, "out/site.svg is in the way, a file of that name is rendered: move it away"),
+        (".rendered", lambda path, _: path.write_bytes(b"site.svg\n\xff\n"), "is not what a rendering wrote: name a n"),
+        (".rendered", lambda path, _: path.write_text("x" * 300), "File name too long"),
+    ],
+)
+def test_what_stands_in_the_way_is_told_before_anything_is_written(
+    name: str, spoil: Callable[[Path, Path], object], says: str, tmp_path: Path
+) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    tree.write({**MADE, "old.txt": Artefact(b"old\n")}, out)
+    spoil(out / name, elsewhere)
+    new = {path: Artefact(b"new\n", artefact.secret) for path, artefact in MADE.items()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for ask in (lambda: tree.write(new, out), lambda: list(tree.differences(new, out))):
+        with pytest.raises(DeployError, match=says):
+            ask()
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_tree_behind_a_link_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert tree.write(MADE, tmp_path / "link").changed == tuple(MADE)
+    assert files(tmp_path / "real") == set(MADE)
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "says"),
+    [
+        ("open", errno.EROFS, "Read-only file system: make it writable, or name another directory"),
+        ("fsync", errno.ENOSPC, "No space left on device: make room there, then run this again"),
+        ("replace", errno.EACCES, "Permission denied: run this as its owner, or name another directory"),
+        ("replace", errno.EIO, "Input/output error: see to that, then run this again"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_line_with_the_real_path(
+    call: str, number: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "site.yml"
+    path.write_text("old")
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(DeployError) as caught:
+        tree.replace(path, b"new")
+    monkeypatch.undo()
+    assert str(caught.value) == f"{path}: {says}"
+    assert os.listdir(tmp_path) == ["site.yml"] and path.read_text() == "old"
+
+
+def test_a_file_above_the_tree_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DeployError, match="file/out: Not a directory: move the file away that is in the way of a dire"):
+        tree.write(MADE, tmp_path / "file" / "out")
