@@ -8,7 +8,7 @@ made from these two lists, so none of them can say something else than the other
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
@@ -86,67 +86,64 @@ def _doors(site: Site, guest: Guest) -> Iterator[Door]:
     gateway = site.gateway_of(guest)
     for service in guest.services:
         if service.https_port is not None:
-            yield _named(gateway, guest, service.name, service.https_port, _https_clients(site, guest, service))
+            clients = _https_clients(site, guest, service)
+            yield from _named(gateway, guest, service.name, service.https_port, clients)
     if guest.gridftp is not None:
         clients = _storage_clients(site, guest)
         control, data = PortRange.one(guest.gridftp.control), guest.gridftp.data
-        yield _dnat(gateway, guest, control, control, clients, purpose=f"GridFTP control of {guest.name}")
-        yield _dnat(gateway, guest, data, data, clients, purpose=f"GridFTP data of {guest.name}, towards it")
+        yield from _door(gateway, guest, control, control, clients, f"GridFTP control of {guest.name}")
+        yield from _door(gateway, guest, data, data, clients, f"GridFTP data of {guest.name}, towards it")
     if guest.sftp is not None:
-        yield _sftp(gateway, guest, guest.sftp, _storage_clients(site, guest))
+        yield from _sftp(gateway, guest, guest.sftp, _storage_clients(site, guest))
     if guest.active is not None:
         purpose = f"GridFTP MODE E to {guest.name}: a stock server connects back for downloads"
-        yield _dnat(gateway, guest, guest.active, guest.active, _stock_servers(site), purpose=purpose)
+        yield from _door(gateway, guest, guest.active, guest.active, _stock_servers(site), purpose)
     yield from _dimse_doors(site, guest)
     yield from _own_doors(site, gateway, guest)
 
 
-def _named(gateway: Host, guest: Guest, name: str, port: int, clients: tuple[Client, ...]) -> Door:
+def _named(gateway: Host, guest: Guest, name: str, port: int, clients: tuple[Client, ...]) -> Iterator[Door]:
     front = PortRange.one(gateway.front_port)
-    return _door(gateway, guest, front, PortRange.one(port), clients, f"HTTPS of {name}", route="name", name=name)
+    made = _door(gateway, guest, front, PortRange.one(port), clients, f"HTTPS of {name}")
+    yield from (replace(door, route="name", name=name) for door in made)
 
 
-def _sftp(gateway: Host, guest: Guest, port: int, clients: tuple[Client, ...]) -> Door:
+def _sftp(gateway: Host, guest: Guest, port: int, clients: tuple[Client, ...]) -> Iterator[Door]:
     shared = port == gateway.front_port
-    route: Route = "ssh" if shared else "dnat"
     text = f"SFTP of {guest.name}" + (" on the port of HTTPS" if shared else "")
-    inside = PortRange.one(SFTP_PORT)
-    name = SSH_NAME if shared else ""
-    return _door(gateway, guest, PortRange.one(port), inside, clients, text, route=route, name=name)
-
-
-def _dnat(
-    gateway: Host, guest: Guest, ports: PortRange, inside: PortRange, clients: tuple[Client, ...], *, purpose: str
-) -> Door:
-    return _door(gateway, guest, ports, inside, clients, purpose, route="dnat", name="")
+    made = _door(gateway, guest, PortRange.one(port), PortRange.one(SFTP_PORT), clients, text)
+    yield from (replace(door, route="ssh", name=SSH_NAME) if shared else door for door in made)
 
 
 def _door(
-    gateway: Host,
-    guest: Guest,
-    ports: PortRange,
-    inside: PortRange,
-    clients: tuple[Client, ...],
-    purpose: str,
-    *,
-    route: Route,
-    name: str,
-    protocol: Protocol = "tcp",
-) -> Door:
+    gateway: Host, guest: Guest, ports: PortRange, inside: PortRange, clients: tuple[Client, ...], purpose: str
+) -> Iterator[Door]:
+    """A translated door at the public address, and one at the LAN's for clients whose way to the host that is.
+
+    A host with two sides answers each client by the side that leads back to it; the other one would drop the call.
+    """
     assert gateway.uplink is not None and gateway.public is not None  # what `check` made sure of
-    return Door(
+    near = tuple(client for client in clients if client.side != "site" and _by_lan(gateway, client.network))
+    door = Door(
         host=gateway.name,
         guest=guest.name,
         address=gateway.uplink.ip,
         public=gateway.public,
-        protocol=protocol,
+        protocol="tcp",
         ports=ports,
         inside=inside,
-        route=route,
-        name=name,
-        clients=clients,
+        route="dnat",
+        name="",
+        clients=tuple(client for client in clients if client not in near),
         purpose=purpose,
     )
+    if gateway.lan is not None and near:
+        yield replace(door, address=gateway.lan.ip, public=gateway.lan.ip, clients=near)
+    yield door
+
+
+def _by_lan(host: Host, network: IPv4Network) -> bool:
+    return host.lan is not None and any(network.subnet_of(net) for net in host.lan.reach)
 
 
 def _dimse_doors(site: Site, guest: Guest) -> Iterator[Door]:
@@ -160,43 +157,24 @@ def _dimse_doors(site: Site, guest: Guest) -> Iterator[Door]:
         listeners.append((guest.dimse.tls_port, DIMSE_TLS_PORT, "DICOM TLS"))
     for port, inside, what in listeners:
         purpose = f"{what} to the AE {guest.dimse.aet}"
+        made = _door(gateway, guest, PortRange.one(port), PortRange.one(inside), clients, purpose)
         if host.lan is None:
-            yield _dnat(gateway, guest, PortRange.one(port), PortRange.one(inside), clients, purpose=purpose)
+            yield from made
         else:
-            yield Door(
-                host=host.name,
-                guest=guest.name,
-                address=host.lan.ip,
-                public=host.lan.ip,
-                protocol="tcp",
-                ports=PortRange.one(port),
-                inside=PortRange.one(inside),
-                route="dnat",
-                name="",
-                clients=clients,
-                purpose=purpose,
-            )
+            *_, door = made
+            yield replace(door, host=host.name, address=host.lan.ip, public=host.lan.ip, clients=clients)
 
 
 def _own_doors(site: Site, gateway: Host, guest: Guest) -> Iterator[Door]:
     """What a guest says about itself: forwards and server names of other projects."""
     for forward in guest.forwards:
         clients = tuple(_typed(site, network) for network in forward.sources)
-        inside = forward.guest or forward.public
-        yield _door(
-            gateway,
-            guest,
-            forward.public,
-            inside,
-            clients,
-            f"{forward.purpose} ({guest.name})",
-            route="dnat",
-            name="",
-            protocol=forward.protocol,
-        )
+        inside, purpose = forward.guest or forward.public, f"{forward.purpose} ({guest.name})"
+        made = _door(gateway, guest, forward.public, inside, clients, purpose)
+        yield from (replace(door, protocol=forward.protocol) for door in made)
     for entry in guest.names:
         clients = tuple(_typed(site, network) for network in entry.sources)
-        yield _named(gateway, guest, entry.name, entry.port, clients)
+        yield from _named(gateway, guest, entry.name, entry.port, clients)
 
 
 def _typed(site: Site, network: IPv4Network) -> Client:
@@ -304,14 +282,19 @@ def _front_exits(site: Site, front: Guest, doors: tuple[Door, ...]) -> Iterator[
 
 
 def _basic_exits(site: Site, guest: Guest) -> Iterator[Exit]:
-    for resolver in site.resolvers:
-        for protocol in ("udp", "tcp"):
-            net = IPv4Network(resolver)
-            yield Exit(guest.name, net, protocol, PortRange.one(53), "outside", "DNS", "resolver")
-    for server in site.time:
-        yield Exit(guest.name, IPv4Network(server), "udp", PortRange.one(123), "outside", "NTP", "time server")
-    for address, port in site.updates:
-        yield Exit(guest.name, IPv4Network(address), "tcp", PortRange.one(port), "outside", "packages", "package proxy")
+    yield from (replace(way, guest=guest.name) for way in basic_services(site))
     for entry in guest.egress:
         label = "anybody" if entry.to == ANYWHERE else str(entry.to)
         yield Exit(guest.name, entry.to, entry.protocol, entry.ports or ALL_PORTS, "outside", entry.purpose, label)
+
+
+def basic_services(site: Site) -> Iterator[Exit]:
+    """What every machine of a site uses: names, time, packages."""
+    for resolver in site.resolvers:
+        for protocol in ("udp", "tcp"):
+            net = IPv4Network(resolver)
+            yield Exit("", net, protocol, PortRange.one(53), "outside", "DNS", "resolver")
+    for server in site.time:
+        yield Exit("", IPv4Network(server), "udp", PortRange.one(123), "outside", "NTP", "time server")
+    for address, port in site.updates:
+        yield Exit("", IPv4Network(address), "tcp", PortRange.one(port), "outside", "packages", "package proxy")

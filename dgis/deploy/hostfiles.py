@@ -15,7 +15,8 @@ def sysctl(host: Host) -> dict[str, str]:
 
     Bridged frames do not meet the IP rules (br_netfilter, which Docker loads, would show them): guests on one bridge
     are neighbours, and a guest's call to its own public address is routed, not bridged. Strict reverse path filtering
-    drops what claims to come from another side; redirects would lead guests past the rules.
+    drops what claims to come from another side, on each interface by name: the laxer of two settings counts. Redirects
+    would lead guests past the rules. A host with iptables has no rules for IPv6, and therefore none of it.
     """
     settings = {
         "net.ipv4.ip_forward": "1",
@@ -26,8 +27,14 @@ def sysctl(host: Host) -> dict[str, str]:
         "net.bridge.bridge-nf-call-ip6tables": "0",
     }
     for network in host.networks:
-        settings[f"net.ipv6.conf.{_slashed(network.bridge)}.disable_ipv6"] = "1"
-        settings[f"net.ipv4.conf.{_slashed(network.bridge)}.send_redirects"] = "0"
+        name = _slashed(network.bridge)
+        settings[f"net.ipv4.conf.{name}.rp_filter"] = "1"
+        settings[f"net.ipv6.conf.{name}.disable_ipv6"] = "1"
+        settings[f"net.ipv4.conf.{name}.send_redirects"] = "0"
+    for wire in host.wires:
+        settings[f"net.ipv4.conf.{_slashed(wire.interface)}.rp_filter"] = "1"
+        if host.firewall == "iptables":
+            settings[f"net.ipv6.conf.{_slashed(wire.interface)}.disable_ipv6"] = "1"
     return settings
 
 

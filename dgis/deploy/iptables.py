@@ -54,7 +54,7 @@ def _nat(plan: HostPlan) -> Iterator[str]:
     for outer in plan.outer:
         for network in plan.guest_networks:
             yield f"DGIS-POSTROUTING -s {network} -o {outer} -j MASQUERADE"
-        for address in plan.neighbours:
+        for address in plan.behind:
             yield f"DGIS-POSTROUTING -s {address} -o {outer} -j MASQUERADE"
     # POSTROUTING sees no incoming interface here: an answer that would not come back is known by its addresses
     for translation in plan.translations:
@@ -80,6 +80,7 @@ def _forward(plan: HostPlan) -> Iterator[str]:
         yield f"{chain} -i {name} -m conntrack --ctstate INVALID -j DROP"
     for bridge in plan.bridges:
         yield f"{chain} -i {bridge} -o {bridge} -m conntrack ! --ctstate DNAT -j ACCEPT"
+    yield from _homes(plan, chain)
     for outer in plan.outer:
         for network in guests:
             yield f"{chain} -i {outer} -s {network} {refuse}"
@@ -91,17 +92,15 @@ def _forward(plan: HostPlan) -> Iterator[str]:
             yield f"{chain} -d {network} -o {name} {refuse}"
     for each in plan.leaving:
         for name in guarded:
-            yield f"{chain} -i {name} {_permission(each)} -j ACCEPT"
-    for name in plan.inner:
-        for outer in plan.outer:
-            for address in plan.neighbours:
-                yield f"{chain} -i {name} -o {outer} -s {address} -j ACCEPT"
+            for way in dict.fromkeys((*plan.outer, *plan.inner)):
+                yield f"{chain} -i {name} -o {way} {_permission(each)} -j ACCEPT"
     for name in guarded:
         yield f"{chain} -i {name} {refuse}"
         yield f"{chain} -o {name} {refuse}"
-    for outer in plan.outer:
-        for other in plan.outer:
-            yield f"{chain} -i {outer} -o {other} {refuse}"
+    for other in plan.others:
+        yield f"{chain} -i {other} -j ACCEPT"
+        yield f"{chain} -o {other} -j ACCEPT"
+    yield f"{chain} {refuse}"
 
 
 def _input(plan: HostPlan) -> Iterator[str]:
@@ -111,12 +110,18 @@ def _input(plan: HostPlan) -> Iterator[str]:
     for name in guarded:
         for kind in ("echo-request", "destination-unreachable", "time-exceeded"):
             yield f"{chain} -i {name} -p icmp -m icmp --icmp-type {kind} -j ACCEPT"
+    yield from _homes(plan, chain)
     for each in plan.inputs:
         for name in guarded:
-            source = "" if each.source == ANYWHERE else f"-s {each.source} "
-            yield f"{chain} -i {name} {source}{_ports(each.protocol, each.ports)} -j ACCEPT"
+            yield f"{chain} -i {name} {_permission(each)} -j ACCEPT"
     for name in guarded:
         yield f"{chain} -i {name} -g DGIS-REFUSE"
+
+
+def _homes(plan: HostPlan, chain: str) -> Iterator[str]:
+    """Nobody on a bridge speaks for an address that is not of its network."""
+    for network in plan.host.networks:
+        yield f"{chain} -i {network.bridge} ! -s {network.cidr} -g DGIS-REFUSE"
 
 
 def _permission(each: Permission) -> str:

@@ -87,6 +87,7 @@ class HostTable(Table):
     """`hosts`: a machine that runs guests. One without `uplink` is `behind` another host, over `inner`.
 
     `front` is the public port that HTTPS and SFTP share; `ssh` the host's own; `images` where guest disks lie.
+    `others` are interfaces of other projects (docker0, virbr0) whose forwarding is theirs: everything else is refused.
     """
 
     name: Label
@@ -99,6 +100,7 @@ class HostTable(Table):
     firewall: Literal["nft", "iptables"] = "nft"
     front: Port = 443
     ssh: Port = 22
+    others: tuple[InterfaceName, ...] = ()
     images: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]{1,200}$")] = "/var/lib/dgis/images"
 
     @model_validator(mode="after")

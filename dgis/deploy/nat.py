@@ -23,12 +23,15 @@ _TYPES: Final[Mapping[str, str]] = {
     "inner": "type ifname",
     "bridges": "type ifname",
     "guarded": "type ifname",
+    "ways": "type ifname",
+    "others": "type ifname",
     "hairpins": "type ifname . ifname",
+    "homes": "type ifname . ipv4_addr; flags interval",
     "guests": "type ipv4_addr; flags interval",
-    "neighbours": "type ipv4_addr",
+    "behind": "type ipv4_addr",
     "admitted": "type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval",
     "leaving": "type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval",
-    "inputs": "type ipv4_addr . inet_proto . inet_service; flags interval",
+    "inputs": "type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval",
 }
 _MAPS: Final[Mapping[str, str]] = {
     "doors": "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
@@ -55,7 +58,7 @@ _CHAINS: Final = """
   chain postrouting {
     type nat hook postrouting priority srcnat; policy accept;
     oifname @outer ip saddr @guests masquerade
-    oifname @outer ip saddr @neighbours masquerade
+    oifname @outer ip saddr @behind masquerade
     # a guest that calls a guest beside it by the public address must be answered through this host
     iifname . oifname @hairpins ct status dnat masquerade
   }
@@ -72,19 +75,22 @@ _CHAINS: Final = """
     ct state invalid iifname @guarded drop
     # neighbours on one bridge, where the kernel shows bridged frames here (br_netfilter)
     iifname . oifname @hairpins iifname @bridges ct status ! dnat accept
+    # nobody speaks for another: guests from outside, others from a bridge
     iifname @outer ip saddr @guests goto refuse
+    iifname @bridges iifname . ip saddr != @homes goto refuse
     # guests are reached by a door or not at all, never by their own address from outside
     iifname @outer ip daddr @guests ct status ! dnat goto refuse
     ip daddr @guests ip saddr . ip daddr . meta l4proto . th dport @admitted accept
     ip daddr @guests oifname @guarded goto refuse
-    ip saddr @guests iifname @guarded ip saddr . ip daddr . meta l4proto . th dport @leaving accept
-    iifname @inner oifname @outer ip saddr @neighbours accept
+    iifname @guarded oifname @ways ip saddr . ip daddr . meta l4proto . th dport @leaving accept
     iifname @bridges goto refuse
     iifname @inner goto refuse
     oifname @bridges goto refuse
     oifname @inner goto refuse
-    # this host is no router between the institution and the outside
-    iifname @outer oifname @outer goto refuse
+    # with forwarding on, this host would be everybody's router: what the file does not name is refused
+    iifname @others accept
+    oifname @others accept
+    goto refuse
   }
 
   chain input {
@@ -95,7 +101,8 @@ _CHAINS: Final = """
     ip protocol icmp icmp type { echo-request, destination-unreachable, time-exceeded } accept
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, echo-request } accept
     icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
-    ip saddr . meta l4proto . th dport @inputs accept
+    iifname @bridges iifname . ip saddr != @homes goto refuse
+    ip saddr . ip daddr . meta l4proto . th dport @inputs accept
     goto refuse
   }
 """
@@ -129,12 +136,15 @@ def contents(plan: HostPlan) -> dict[str, dict[Element, Element]]:
         "inner": _keys((name,) for name in plan.inner),
         "bridges": _keys((name,) for name in plan.bridges),
         "guarded": _keys((name,) for name in guarded),
+        "ways": _keys((name,) for name in dict.fromkeys((*plan.outer, *plan.inner))),
+        "others": _keys((name,) for name in plan.others),
         "hairpins": _keys(plan.hairpins),
+        "homes": _keys((network.bridge, network.cidr) for network in plan.host.networks),
         "guests": _keys((network,) for network in plan.guest_networks),
-        "neighbours": _keys((address,) for address in plan.neighbours),
+        "behind": _keys((address,) for address in plan.behind),
         "admitted": _keys(map(_both, plan.admitted)),
         "leaving": _keys(map(_both, plan.leaving)),
-        "inputs": _keys((each.source, each.protocol, each.ports) for each in plan.inputs),
+        "inputs": _keys(map(_both, plan.inputs)),
         "doors": {(each.address, each.protocol, each.ports): (each.target, each.inside) for each in single},
         "ranges": {(each.address, each.protocol, each.ports): (each.target,) for each in ranges},
     }
@@ -162,12 +172,11 @@ def _comments(plan: HostPlan) -> dict[Element, str]:
 def _declare(
     kind: str, title: str, declaration: str, elements: Mapping[Element, Element], comments: Mapping[Element, str]
 ) -> list[str]:
-    names = declaration.startswith("type ifname")
     rows = []
     for key, value in elements.items():
-        text = _joined(key, names=names)
+        text = _joined(key)
         note = f' comment "{_note(comments[key])}"' if key in comments else ""
-        target = f" : {_joined(value, names=False)}" if value else ""
+        target = f" : {_joined(value)}" if value else ""
         rows.append(f"      {text}{note}{target}")
     body = [f"  {kind} {title} {{", *(f"    {part.strip()}" for part in declaration.split(";"))]
     if rows:
@@ -175,8 +184,11 @@ def _declare(
     return [*body, "  }", ""]
 
 
-def _joined(element: Element, *, names: bool) -> str:
-    return " . ".join(f'"{atom}"' if names else written(atom) for atom in element)
+def _joined(element: Element) -> str:
+    """An element; interface names, which are the only words that an operator chose, stand in quotes."""
+    return " . ".join(
+        f'"{atom}"' if isinstance(atom, str) and atom not in ("tcp", "udp") else written(atom) for atom in element
+    )
 
 
 def _note(text: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from dgis.deploy.flows import Door, Flows
+from dgis.deploy.flows import Door, Flows, basic_services
 from dgis.deploy.topology import Guest, Host, Site
-from dgis.deploy.values import ANYWHERE, PortRange, Protocol
+from dgis.deploy.values import PortRange, Protocol
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,11 +49,15 @@ class FrontRoute:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The shared public port; `guest` names the guest that serves it, None means the host itself."""
+    """The shared port; `guest` names the guest that serves it, None means the host itself.
+
+    `address` is where it runs, `called` are the host's addresses at which clients call it.
+    """
 
     port: int
     guest: str | None
     address: IPv4Address
+    called: tuple[IPv4Address, ...]
     routes: tuple[FrontRoute, ...]
 
 
@@ -63,7 +67,8 @@ class HostPlan:
 
     `outer` are interfaces towards networks that are not the site's, `inner` those between its hosts, `bridges` those of
     guests. `translations` come before routing; `admitted` is towards guests, `leaving` from them, `inputs` to the host.
-    `hairpins` are pairs of interfaces where an answer would not come back this way by itself.
+    `hairpins` are pairs of interfaces where an answer would not come back this way by itself. `neighbours` are the
+    other hosts on the inner wire, `behind` those whose way out this one is; `others` interfaces that are not ours.
     """
 
     site: str
@@ -73,6 +78,8 @@ class HostPlan:
     bridges: tuple[str, ...]
     guest_networks: tuple[IPv4Network, ...]
     neighbours: tuple[IPv4Address, ...]
+    behind: tuple[IPv4Address, ...]
+    others: tuple[str, ...]
     translations: tuple[Translation, ...]
     admitted: tuple[Permission, ...]
     leaving: tuple[Permission, ...]
@@ -99,10 +106,12 @@ def plan(site: Site, flows: Flows, host: Host, *, running: frozenset[str] | None
         bridges=bridges,
         guest_networks=tuple(sorted(site.guest_networks)),
         neighbours=_neighbours(site, host),
+        behind=_behind(site, host),
+        others=host.others,
         translations=tuple(sorted(_translations(site, host, doors, front))),
         admitted=disjoint(_admitted(site, host, doors, shared, here)),
         leaving=disjoint(_leaving(site, host, flows, here)),
-        inputs=disjoint(_inputs(site, host, front)),
+        inputs=disjoint(_inputs(site, host, doors, front)),
         hairpins=tuple((name, name) for name in (*bridges, *inner)),
         front=front,
     )
@@ -115,20 +124,28 @@ def _neighbours(site: Site, host: Host) -> tuple[IPv4Address, ...]:
     return tuple(sorted(other.inner.ip for other in others if other.inner is not None))
 
 
+def _behind(site: Site, host: Host) -> tuple[IPv4Address, ...]:
+    """The hosts that go out through this one."""
+    return tuple(sorted(other.inner.ip for other in site.hosts_behind(host) if other.inner is not None))
+
+
 def _front(site: Site, host: Host, doors: tuple[Door, ...]) -> Front | None:
     routes: dict[str, FrontRoute] = {}
+    called: dict[IPv4Address, None] = {}
     for door in doors:
         if door.host == host.name and door.route != "dnat":
             sources = _sources(site, door)
             if any(_of_guests(site, source) for source in sources):
                 sources += _masks(site, host)
+            before = routes[door.name].sources if door.name in routes else ()
             target = site.guest(door.guest).address
-            routes[door.name] = FrontRoute(door.name, target, door.inside.first, widest(sources))
+            routes[door.name] = FrontRoute(door.name, target, door.inside.first, widest((*before, *sources)))
+            called[door.address] = None
     if not routes or host.uplink is None:
         return None
     guest = site.front_of(host)
     address = guest.address if guest is not None else host.uplink.ip
-    return Front(host.front_port, guest.name if guest else None, address, tuple(routes.values()))
+    return Front(host.front_port, guest.name if guest else None, address, tuple(called), tuple(routes.values()))
 
 
 def _sources(site: Site, door: Door) -> tuple[IPv4Network, ...]:
@@ -163,11 +180,14 @@ def _translations(site: Site, host: Host, doors: tuple[Door, ...], front: Front 
                 yield Translation(address, door.protocol, door.ports, target, door.inside, door.purpose)
     if front is None or host.uplink is None or host.public is None:
         return
-    for address in dict.fromkeys((host.uplink.ip, host.public)):
+    port, purpose = PortRange.one(front.port), "HTTPS and SFTP by name"
+    if front.guest is not None:
+        aliases = {host.public} if host.uplink.ip in front.called else set()
+        for address in sorted({*front.called, *aliases}):
+            yield Translation(address, "tcp", port, front.address, port, purpose)
+    elif host.public != host.uplink.ip:
         # On the host itself only its other, public address needs a translation
-        if front.guest is not None or address != host.uplink.ip:
-            port = PortRange.one(front.port)
-            yield Translation(address, "tcp", port, front.address, port, "HTTPS and SFTP by name")
+        yield Translation(host.public, "tcp", port, host.uplink.ip, port, purpose)
 
 
 def _admitted(
@@ -257,6 +277,9 @@ def _leaving(site: Site, host: Host, flows: Flows, here: set[str]) -> Iterator[P
             guest = site.guest(way.guest)
             for target in _outward(site, guest, way.target):
                 yield Permission(IPv4Network(guest.address), target, way.protocol, way.ports)
+    for address in _behind(site, host):
+        for service in basic_services(site):
+            yield Permission(IPv4Network(address), service.target, service.protocol, service.ports)
 
 
 def _outward(site: Site, guest: Guest, target: IPv4Network) -> tuple[IPv4Network, ...]:
@@ -267,15 +290,28 @@ def _outward(site: Site, guest: Guest, target: IPv4Network) -> tuple[IPv4Network
     return _without(target, (lan for lan in lans if lan != target))
 
 
-def _inputs(site: Site, host: Host, front: Front | None) -> Iterator[Permission]:
+def _inputs(site: Site, host: Host, doors: tuple[Door, ...], front: Front | None) -> Iterator[Permission]:
+    """What reaches the host itself: administrators, by the side that leads back to them, and the front's clients."""
+    ssh = PortRange.one(host.ssh_port)
     for network in site.admins:
-        yield Permission(network, ANYWHERE, "tcp", PortRange.one(host.ssh_port))
-    for address in _neighbours(site, host):
-        yield Permission(IPv4Network(address), ANYWHERE, "tcp", PortRange.one(host.ssh_port))
+        for target in _side_of(host, network):
+            yield Permission(network, IPv4Network(target), "tcp", ssh)
+    gateway = site.host(host.gateway)
+    if host.lan is None and host.inner is not None and gateway.inner is not None and gateway is not host:
+        # no other way in for those who administer it
+        yield Permission(IPv4Network(gateway.inner.ip), IPv4Network(host.inner.ip), "tcp", ssh)
     if front is not None and front.guest is None:
-        for route in front.routes:
-            for source in route.sources:
-                yield Permission(source, ANYWHERE, "tcp", PortRange.one(front.port))
+        for door in doors:
+            if door.host == host.name and door.route != "dnat":
+                for source in _sources(site, door):
+                    yield Permission(source, IPv4Network(door.address), "tcp", PortRange.one(front.port))
+
+
+def _side_of(host: Host, network: IPv4Network) -> tuple[IPv4Address, ...]:
+    """The address at which a host answers a network that is not the site's."""
+    near = host.lan is not None and any(network.overlaps(net) for net in host.lan.reach)
+    wires = (host.lan,) if near or host.uplink is None else (host.uplink,)
+    return tuple(wire.ip for wire in wires if wire is not None)
 
 
 def widest(networks: Iterable[IPv4Network]) -> tuple[IPv4Network, ...]:

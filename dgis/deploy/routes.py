@@ -42,7 +42,7 @@ defaults
     option srvtcpka
 
 frontend front
-    bind {address}:{port}
+{binds}
     # one address, which may be a whole site behind NAT, does not fill the front
     stick-table type ip size 64k expire 10m store conn_cur
     tcp-request connection track-sc0 src
@@ -78,11 +78,11 @@ def digest(front: Front, *, socket: str = SOCKET) -> str:
 
 
 def _config(front: Front, socket: str, digest: str) -> str:
-    address = "0.0.0.0" if front.guest is not None else str(front.address)
+    addresses = ("0.0.0.0",) if front.guest is not None else front.called
+    binds = "\n".join(f"    bind {address}:{front.port}" for address in addresses)
     return _TEXT.format(
         socket=socket,
-        address=address,
-        port=front.port,
+        binds=binds,
         ssh="ssh:",
         networks=NETWORKS,
         routes=ROUTES,

@@ -71,6 +71,7 @@ class Host:
     firewall: Literal["nft", "iptables"]
     front_port: int
     ssh_port: int
+    others: tuple[str, ...]
     images: str
 
     @property
@@ -338,6 +339,7 @@ def _host(file: SiteFile, number: int) -> Host:
         firewall=table.firewall,
         front_port=table.front,
         ssh_port=table.ssh,
+        others=table.others,
         images=table.images,
     )
 

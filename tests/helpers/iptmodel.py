@@ -115,8 +115,8 @@ class IptRules:
 
 
 def _network(match: re.Match[str]) -> Condition:
-    net = IPv4Network(match[2])
-    return lambda packet: (packet.source if match[1] == "s" else packet.target) in net
+    net = IPv4Network(match[3])
+    return lambda packet: ((packet.source if match[2] == "s" else packet.target) in net) != bool(match[1])
 
 
 def _interface(match: re.Match[str]) -> Condition:
@@ -146,7 +146,7 @@ def _never(match: re.Match[str]) -> Condition:
 
 
 _MATCHES: Final = (
-    (re.compile(r"-([sd]) ([\d./]+)"), _network),
+    (re.compile(r"(! )?-([sd]) ([\d./]+)"), _network),
     (re.compile(r"-([io]) ([A-Za-z0-9._-]+)"), _interface),
     (re.compile(r"-p (tcp|udp) -m (tcp|udp) --dport (\d+)(?::(\d+))?"), _ports),
     (re.compile(r"-m conntrack (! )?--ctstate ([A-Z,]+)"), _state),

@@ -6,7 +6,7 @@ Written from what the keys mean (docstrings of `dgis.deploy.model`), not from ho
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 
@@ -64,8 +64,34 @@ class Doors:
     @cached_property
     def every(self) -> tuple[Door, ...]:
         """Every door that has a client."""
-        found = (door for guest in self.facts.guests.values() for door in self._doors(guest))
+        found = (
+            side for guest in self.facts.guests.values() for door in self._doors(guest) for side in self._sides(door)
+        )
         return tuple(door for door in found if door.networks or door.guests)
+
+    def _sides(self, door: Door) -> Iterator[Door]:
+        """A host answers a network by the side that leads back to it: the LAN's address for whoever is there."""
+        lan = self.facts.hosts[door.host].lan
+        if lan is None or lan.ip in door.addresses:
+            yield door
+            return
+        near = tuple(net for net in door.networks if any(net.subnet_of(each) for each in lan.reach))
+        yield replace(door, addresses=frozenset((lan.ip,)), networks=near, guests=())
+        yield replace(door, networks=tuple(net for net in door.networks if net not in near))
+
+    def used_by_hosts(self, target: IPv4Address, protocol: str, port: int) -> bool:
+        """Whether a host behind another one may connect there: names, time, packages, as everybody."""
+        return any(
+            target in each.target and (protocol, (port, port)) == (each.protocol, each.ports) for each in self._basic()
+        )
+
+    def _basic(self) -> Iterator[Exit]:
+        document = self.facts.document
+        for address in document.get("resolvers", ()):
+            yield from (Exit(network(address), protocol, (53, 53)) for protocol in ("udp", "tcp"))
+        yield from (Exit(network(address), "udp", (123, 123)) for address in document.get("time", ()))
+        for each in document.get("updates", ()):
+            yield Exit(network(each["address"]), "tcp", ports(each["port"]))
 
     def _doors(self, guest: Guest) -> Iterator[Door]:
         table, domain = guest.table, self.facts.document["domain"]
@@ -179,10 +205,7 @@ class Doors:
         for entity in guest.table.get("dimse", {}).get("aes", ()):
             if "host" in entity:
                 found.append(Exit(network(entity["host"]), "tcp", ports(entity["port"])))
-        for address in document.get("resolvers", ()):
-            found += [Exit(network(address), protocol, (53, 53)) for protocol in ("udp", "tcp")]
-        found += [Exit(network(address), "udp", (123, 123)) for address in document.get("time", ())]
-        found += [Exit(network(each["address"]), "tcp", ports(each["port"])) for each in document.get("updates", ())]
+        found += self._basic()
         for each in guest.table.get("egress", ()):
             which = ports(each["ports"]) if "ports" in each else (1, 65535)
             found.append(Exit(network(each["to"]), each.get("protocol", "tcp"), which))

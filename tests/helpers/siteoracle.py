@@ -97,7 +97,18 @@ class Oracle:
         gateway = self.facts.hosts[host.gateway]
         if host is not gateway and host.way(target) in host.outer:
             return AWAY
+        if host is not gateway and not self._at_gateway(gateway, call):
+            return self._beyond(gateway, address, call) if self._basic(call) else CLOSED
         return self._beyond(gateway, address, call)
+
+    def _at_gateway(self, gateway: Host, call: Call) -> bool:
+        """Whether a call ends at the gateway, or beside it on the wire, and is not forwarded."""
+        wires = (other.inner for other in self.facts.hosts.values() if other.gateway == gateway.name)
+        beside = {wire.ip for wire in wires if wire is not None}
+        return call.target in gateway.own | beside or self._translated(gateway, call)
+
+    def _basic(self, call: Call) -> bool:
+        return self.doors.used_by_hosts(call.target, call.protocol, call.port)
 
     # What then
 
@@ -119,9 +130,10 @@ class Oracle:
         if front is not None:
             return front if self._caller(host, source) else CLOSED
         own = (call.protocol, call.port) == ("tcp", host.front) and self.facts.front_of(host) is None
-        if own and self._client(routes, source):
+        here = [door for door in routes if call.target in door.addresses]
+        if own and self._client(here, source):
             return End("host", host.name, call.port)
-        if (call.protocol, call.port) == ("tcp", host.ssh) and call.target in host.own and self._admin(host, source):
+        if (call.protocol, call.port) == ("tcp", host.ssh) and self._admin(host, source, call.target):
             return End("host", host.name, call.port)
         return CLOSED
 
@@ -135,7 +147,7 @@ class Oracle:
     def _front_guest(self, host: Host, call: Call) -> End | None:
         """The guest behind the shared port, where a call is for it."""
         front = self.facts.front_of(host)
-        at = host.uplink is not None and call.target in (host.uplink.ip, host.public)
+        at = any(call.target in door.addresses for door in self.doors.routes(host))
         if front is None or not at or (call.protocol, call.port) != ("tcp", host.front) or not self.doors.routes(host):
             return None
         return End("guest", front.name, host.front)
@@ -160,10 +172,20 @@ class Oracle:
         wire = [IPv4Network(host.inner.ip)] if host.inner is not None and host is not gateway else []
         return [bridge.cidr for bridge in host.bridges] + wire
 
-    def _admin(self, host: Host, source: IPv4Address) -> bool:
-        wires = (other.inner for other in self.facts.hosts.values() if other.gateway == host.gateway)
-        around = {wire.ip for wire in wires if wire is not None}
-        return source in around or any(source in network(each) for each in self.facts.document["admins"])
+    def _admin(self, host: Host, source: IPv4Address, target: IPv4Address) -> bool:
+        """Whether a source may administer a host at that address: by the side that leads back to it.
+
+        A host behind that administrators reach no other way is administered from its gateway.
+        """
+        gateway = self.facts.hosts[host.gateway]
+        if host is not gateway and host.lan is None and host.inner is not None and gateway.inner is not None:
+            return (source, target) == (gateway.inner.ip, host.inner.ip)
+        for each in map(network, self.facts.document["admins"]):
+            near = host.lan is not None and any(each.overlaps(net) for net in host.lan.reach)
+            wire = host.lan if near or host.uplink is None else host.uplink
+            if source in each and wire is not None and target == wire.ip:
+                return True
+        return False
 
     def _front_to(self, name: str, source: IPv4Address, call: Call) -> bool:
         """Whether that is the front in a guest, on its way to where a server name leads."""
