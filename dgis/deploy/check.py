@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from dgis.deploy import checkroles, sitefile, topology
+from dgis.deploy import checkplaces, checkroles, sitefile, topology
 from dgis.deploy.errors import Finding, SiteFileError
 from dgis.deploy.model import HostTable, SiteFile
 from dgis.deploy.sitefile import Loc, Source
@@ -32,9 +32,10 @@ def resolved(file: SiteFile, source: Source) -> Site:
 
 def problems(file: SiteFile, source: Source) -> tuple[Finding, ...]:
     """Everything that does not fit. References come first: where one leads nowhere the rest is not asked."""
-    found = [*_names(file), *_references(file)]
+    found = [*_names(file), *checkplaces.names(file), *_references(file)]
     if not found:
-        found = [*_hosts(file), *_wires(file), *_networks(file), *_addresses(file), *checkroles.problems(file)]
+        found = [*_hosts(file), *_wires(file), *_networks(file), *_addresses(file)]
+        found += [*checkplaces.problems(file), *checkroles.problems(file)]
     return tuple(source.finding(loc, text) for loc, text in found)
 
 
@@ -174,7 +175,7 @@ def _lan(number: int, host: HostTable) -> Iterator[Problem]:
         return
     loc: Loc = ("hosts", number, "lan", "networks")
     for place, network in enumerate(host.lan.networks):
-        if network.prefixlen == 0:
+        if network.prefixlen < checkplaces.WIDEST:
             yield (*loc, place), "the LAN is not the way to everywhere: name the networks that are behind its gateway"
         elif host.lan.gateway is None and not network.subnet_of(host.lan.address.network):
             yield loc, f"nobody leads to {network}: write the gateway of the LAN, too"

@@ -30,9 +30,6 @@ def problems(file: SiteFile) -> Iterator[Problem]:
 
 
 def _people(file: SiteFile) -> Iterator[Problem]:
-    for number, network in enumerate(file.admins):
-        if network.prefixlen == 0:
-            yield ("admins", number), "SSH to the hosts from anybody: name the networks of those who administer them"
     seen: dict[str, str] = {}
     for number, peer in enumerate(file.peers):
         other = seen.setdefault(str(peer.address), peer.site)
@@ -84,10 +81,6 @@ def _dimse(file: SiteFile) -> Iterator[Problem]:
             yield ("guests", number, "dimse", "aet"), text
         if guest.dimse.port == guest.dimse.tls_port:
             yield ("guests", number, "dimse", "tls_port"), "plain and TLS need ports of their own: write another one"
-        for place, network in enumerate(guest.dimse.networks):
-            if network.prefixlen == 0:
-                text = "DIMSE is for the institution's own networks, never for anybody: name them"
-                yield ("guests", number, "dimse", "networks", place), text
 
 
 def _ports_of(number: int, guest: GuestTable) -> Iterator[Problem]:

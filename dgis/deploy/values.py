@@ -123,7 +123,8 @@ def _matching(pattern: str, hint: str) -> Any:
 
 _LABEL = r"[a-z][a-z0-9-]{0,14}"
 _DOMAIN = r"(?=.{1,200}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+"
-_INTERFACE_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,14}"
+# lo is every host's own; all and default are what sysctl calls every interface and the next one
+_INTERFACE_NAME = r"(?!(?:lo|all|default)$)[A-Za-z][A-Za-z0-9._-]{0,14}"
 _SSH_KEY = (
     r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp256|sk-ssh-ed25519@openssh\.com) [A-Za-z0-9+/=]{40,}"
     r"( [\x20-\x7e]{1,100})?"
@@ -165,7 +166,10 @@ DomainName = Annotated[
 ]
 InterfaceName = Annotated[
     str,
-    _matching(_INTERFACE_NAME, "write an interface name of at most 15 characters, like eth0 or dgisbr0"),
+    _matching(
+        _INTERFACE_NAME,
+        "write an interface name of at most 15 characters, like eth0 or dgisbr0, not lo, all or default",
+    ),
     _text_schema(_INTERFACE_NAME),
 ]
 Text = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 200})]

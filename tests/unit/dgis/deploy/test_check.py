@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgis.deploy import check, flows, iptables, nat, plan, routes, sitefile
+from dgis.deploy import check, flows, iptables, nat, plan, render, routes, sitefile
 from dgis.deploy.errors import SiteFileError
 from tests.helpers import sitefiles
 
@@ -285,6 +285,88 @@ MISTAKES = [
         "guests.wiki.names.storage.store.here.example.name: is a name of store already",
     ),
 ]
+
+
+PLACES = [
+    ("- name: wiki\n", "- name: back2\n", "guests.back2.name: back2 is a host of this site: give the guest another"),
+    ("- name: wiki\n", "- name: trust\n", "guests.trust.name: trust is a directory of certificates: choose another"),
+    ("- name: back1\n", "- name: inventory\n", "hosts.inventory.name: inventory is a directory of the rendered tree"),
+    ("bridge: br1", "bridge: lo", "hosts.front1.networks.open.bridge: write an interface name of at most 15"),
+    ("bridge: br1", "bridge: all", "hosts.front1.networks.open.bridge: write an interface name of at most 15"),
+    ("bridge: br1", "bridge: default", "hosts.front1.networks.open.bridge: write an interface name of at most 15"),
+    ("interface: eth0", "interface: lo", "hosts.front1.uplink.interface: write an interface name of at most 15"),
+    ("10.99.0.3/24", "10.99.0.0/24", "hosts.back2.inner.address: is the network address of 10.99.0.0/24: write the"),
+    ("10.20.2.10/24", "10.20.2.255/24", "hosts.back2.lan.address: is the broadcast address of 10.20.2.0/24"),
+    ("10.31.0.10/24", "10.31.0.0/24", "hosts.front1.uplink.address: is the network address of 10.31.0.0/24"),
+    ("10.31.0.10/24", "10.31.0.10/7", "hosts.front1.uplink.address: no network is that wide: write the prefix length"),
+    ("10.20.2.10/24", "127.0.0.10/24", "hosts.back2.lan.address: 127.0.0.10 is nobody's (127.0.0.0/8 is the loopback"),
+    ("public: 198.51.100.10", "public: 127.0.0.1", "hosts.front1.uplink.public: 127.0.0.1 is nobody's (127.0.0.0/8"),
+    ("public: 198.51.100.10", "public: 224.0.0.1", "hosts.front1.uplink.public: 224.0.0.1 is nobody's (224.0.0.0/4"),
+    ("public: 198.51.100.10", "public: 0.0.0.0", "hosts.front1.uplink.public: 0.0.0.0 is nobody's (0.0.0.0/8"),
+    ("public: 198.51.100.10", "public: 255.255.255.255", "hosts.front1.uplink.public: 255.255.255.255 is nobody's"),
+    ("public: 198.51.100.10", "public: 10.79.0.7", "hosts.front1.uplink.public: lies in the network own of back2 (10"),
+    ("public: 198.51.100.10", "public: 10.99.0.7", "hosts.front1.uplink.public: lies in the inner of front1 (10.99.0"),
+    ("address: 203.0.113.5", "address: 127.0.0.1", "peers.there.address: 127.0.0.1 is nobody's"),
+    (
+        "10.99.0.1/24}",
+        "10.99.0.1/24}\n    images: /var/../../etc",
+        "hosts.front1.images: write the directory itself, without",
+    ),
+    (
+        "domain: there.example",
+        "domain: there.example\n    sources: [any]",
+        "peers.there.sources.1: a site's connections",
+    ),
+    (
+        "domain: there.example",
+        "domain: there.example\n    sources: [128.0.0.0/1]",
+        "peers.there.sources.1: a site's con",
+    ),
+    ("[192.0.2.0/28]", "[0.0.0.0/1, 128.0.0.0/1]", "admins.2: SSH to the hosts from anybody: name the networks"),
+    ("networks: [10.20.2.0/24]}", "networks: [128.0.0.0/1]}", "guests.gate2.dimse.networks.1: DIMSE is for the instit"),
+    (
+        "networks: [10.20.0.0/16]}\n    net",
+        "networks: [128.0.0.0/1]}\n    net",
+        "hosts.back1.lan.networks.1: the LAN is",
+    ),
+    *(
+        ("cidr: 10.77.1.0/24", f"cidr: {net}", f"hosts.front1.networks.open.cidr: {owner} is {what}: take a private")
+        for net, owner, what in (
+            ("224.0.0.0/24", "224.0.0.0/4", "multicast"),
+            ("127.5.0.0/16", "127.0.0.0/8", "the loopback"),
+            ("169.254.7.0/24", "169.254.0.0/16", "link-local"),
+            ("250.0.0.0/8", "240.0.0.0/4", "reserved, and broadcast"),
+            ("0.0.0.0/8", "0.0.0.0/8", "this network itself"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), PLACES)
+def test_names_and_addresses_that_nobody_can_have(old: str, new: str, words: str) -> None:
+    text = FILE.replace(old, new, 1).replace("behind: back1", "behind: inventory")
+    text = text.replace("host: back1", "host: inventory") if "inventory" in new else text
+    found = said(text)
+    assert [each for each in found if words in each], found
+
+
+@pytest.mark.parametrize(("old", "new"), [("10.99.0.2/24", "10.99.0.254/24"), ("10.77.1.0/24", "203.0.114.0/24")])
+def test_addresses_at_the_edge_that_somebody_can_have(old: str, new: str) -> None:
+    assert check.resolved(*sitefile.parse(changed(old, new), "f.yml"))
+
+
+def test_an_uplink_of_two_addresses_has_neither_network_nor_broadcast() -> None:
+    text = changed("10.31.0.10/24, gateway: 10.31.0.1", "10.31.0.0/31, gateway: 10.31.0.1")
+    assert check.resolved(*sitefile.parse(text, "f.yml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_what_stands_beside_the_hosts_in_a_tree_no_host_can_be_called(path: Path) -> None:
+    site = check.load(path)
+    beside = {name.split("/")[0] for name in render.render(site)} - {host.name for host in site.hosts}
+    for name in beside:
+        text = FILE.replace("front1", name)
+        assert said(text), name
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
