@@ -10,7 +10,9 @@ import hashlib
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -20,10 +22,17 @@ from dgis.deploy.errors import HostError, Unreachable
 _SSH: Final = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 _SSH_FAILED, _NO_FILE = 255, 44
 _READ: Final = f'[ -e "$1" ] || exit {_NO_FILE}; cat "$1"'
-# Staged beside its place, flushed, then renamed: a reader sees the old text or the new one, also after a power cut
+# Staged beside its place, flushed, then renamed: a reader sees the old text or the new one, also after a power cut.
+# Under a name of its own, so that two writers never mix
 _WRITE: Final = (
-    'set -e; mkdir -p "$(dirname "$1")"; cat > "$1.new"; chmod "$2" "$1.new"; sync "$1.new"; mv "$1.new" "$1"'
+    'set -e; mkdir -p "$(dirname "$1")"; new="$(mktemp "$1.XXXXXXXX")"; trap \'rm -f "$new"\' EXIT; '
+    'cat > "$new"; chmod "$2" "$new"; sync "$new"; mv "$new" "$1"'
 )
+_DEBIAN: Final = {
+    "conntrack": "conntrack", "haproxy": "haproxy", "ip": "iproute2", "iptables-restore": "iptables",
+    "iptables-save": "iptables", "nft": "nftables", "python3": "python3-minimal", "ssh": "openssh-client",
+    "sysctl": "procps", "unshare": "util-linux", "virsh": "libvirt-clients", "xl": "xen-utils-common",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +64,61 @@ class Machine:
         self, argv: Sequence[str], *, text: str = "", timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """The same, with any exit code. Raises HostError when it is missing, hangs, or ssh does not get through."""
-        words = (*self.prefix, *((shlex.join(argv),) if self.quoted else argv))
         try:
             # Bytes both ways: a text stream would hide carriage returns, and end at what is no UTF-8
-            done = subprocess.run(words, input=text.encode(), capture_output=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                self._words(argv), input=text.encode(), capture_output=True, timeout=timeout, check=False
+            )
         except FileNotFoundError as error:
-            raise HostError(f"{error.filename} is not installed here") from error
+            raise _missing(str(error.filename), "here") from error
         except PermissionError as error:
             raise HostError(f"{error.filename} may not be run by this user") from error
         except subprocess.TimeoutExpired:
             raise HostError(f"{_short(argv)}: no answer within {timeout:g} s") from None
-        said, complaint = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-        if self.quoted and done.returncode == _SSH_FAILED:
+        return self._ended(argv, done.returncode, done.stdout, done.stderr)
+
+    def _words(self, argv: Sequence[str]) -> tuple[str, ...]:
+        return (*self.prefix, *((shlex.join(argv),) if self.quoted else argv))
+
+    def _ended(self, argv: Sequence[str], code: int, output: bytes, errors: bytes) -> subprocess.CompletedProcess[str]:
+        """What a command said; raises HostError when it was not even run."""
+        said, complaint = output.decode(errors="replace"), errors.decode(errors="replace")
+        if self.quoted and code == _SSH_FAILED:
             raise Unreachable(f"{shlex.join(self.prefix)} does not get through: {_one_line(complaint)}")
-        if self.prefix and done.returncode != 0 and _says_missing(argv[0], complaint):
-            raise HostError(f"{argv[0]} is not installed there ({shlex.join(self.prefix)})")
-        return subprocess.CompletedProcess(argv, done.returncode, said, complaint)
+        where = f"there ({shlex.join(self.prefix)})" if self.prefix else "here"
+        if self.prefix and code != 0 and _says_missing(argv[0], complaint):
+            raise _missing(argv[0], where)
+        inside = _missing_in_script(argv, complaint) if code != 0 else None
+        if inside is not None:
+            raise _missing(inside, where)
+        return subprocess.CompletedProcess(argv, code, said, complaint)
+
+    @contextmanager
+    def holding(self, argv: Sequence[str], *, timeout: float = 60.0) -> Iterator[None]:
+        """Keep a command running while the block does: it says a line once it stands, and goes when its input ends,
+        which happens however this process ends. Raises HostError when it ends without that line."""
+        try:
+            child = subprocess.Popen(
+                self._words(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except FileNotFoundError as error:
+            raise _missing(str(error.filename), "here") from error
+        except PermissionError as error:
+            raise HostError(f"{error.filename} may not be run by this user") from error
+        assert child.stdout is not None
+        late = threading.Timer(timeout, child.kill)
+        late.start()
+        try:
+            stands = child.stdout.readline()
+            late.cancel()
+            if not stands:
+                output, errors = child.communicate()
+                done = self._ended(argv, child.returncode, output, errors)
+                raise HostError(f"{_short(argv)}: {_one_line(done.stderr) or f'no answer within {timeout:g} s'}")
+            yield
+        finally:
+            late.cancel()
+            _let_go(child)
 
     def read(self, path: str) -> str | None:
         """The text of a file, None when there is none. Raises HostError when it may not be read."""
@@ -103,11 +151,31 @@ def _one_line(said: str) -> str:
     return "; ".join(line.strip() for line in said.strip().splitlines() if line.strip())[-2000:]
 
 
+def _let_go(child: subprocess.Popen[bytes]) -> None:
+    """End a process by the end of its input, or by force."""
+    try:
+        child.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+
+
+def _missing(program: str, where: str) -> HostError:
+    package = _DEBIAN.get(PurePosixPath(program).name)
+    return HostError(f"{program} is not installed {where}{f' (Debian: {package})' if package else ''}")
+
+
 def _says_missing(program: str, complaint: str) -> bool:
     """How a shell (ssh), `ip netns exec` and `env` say that there is no such program."""
     name = re.escape(program)
     ways = rf'\b{name}: (command )?not found|exec of "{name}" failed: No such file|\b{name}\W{{1,3}} ?No such file'
     return re.search(ways, complaint) is not None
+
+
+def _missing_in_script(argv: Sequence[str], complaint: str) -> str | None:
+    """Which program a helper script found none of."""
+    found = re.search(r"\b([a-z0-9-]+): not found", complaint) if "sh" in argv and "-c" in argv else None
+    return found[1] if found is not None and found[1] in _DEBIAN else None
 
 
 def _short(argv: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,41 @@ def test_a_missing_program_is_named_here_and_behind_every_prefix(fake_ssh: str) 
     # A tool's own complaint about a file is no missing tool
     with pytest.raises(HostError, match="^cat /none: .*No such file"):
         Machine.behind(("env",)).run(("cat", "/none"))
+
+
+def test_a_missing_program_of_ours_is_named_with_its_package() -> None:
+    script = "PATH=/none; unset -f nft; nft -j list || exit 1"
+    with pytest.raises(HostError, match=r"^nft is not installed here \(Debian: nftables\)$"):
+        Machine().run(("sh", "-c", script))
+    with pytest.raises(HostError, match=r"^haproxy is not installed there \(env PATH=/none\) \(Debian: haproxy\)$"):
+        Machine.behind(("env", "PATH=/none")).run(("haproxy", "-v"))
+
+
+def test_a_command_is_kept_while_the_block_lasts(tmp_path: Path, fake_ssh: str) -> None:
+    mark = tmp_path / "mark"
+    script = 'touch "$1"; echo stands; cat; rm "$1"'
+    for machine in (Machine(), Machine.behind((fake_ssh, "me@there"))):
+        with machine.holding(("sh", "-c", script, "sh", str(mark))):
+            assert mark.exists()
+        assert not mark.exists()
+    with (
+        pytest.raises(HostError, match="^sh ...: no, not now$"),
+        Machine().holding(("sh", "-c", "echo no, not now >&2")),
+    ):
+        pytest.fail("it does not stand")
+    slow = Machine().holding(("sleep", "30"), timeout=0.1)
+    with pytest.raises(HostError, match=r"^sleep 30: no answer within 0.1 s$"), slow:
+        pytest.fail("it does not stand")
+    with pytest.raises(Unreachable), Machine.behind((fake_ssh, "nowhere")).holding(("cat",)):
+        pytest.fail("it does not stand")
+
+
+def test_two_writers_never_mix(tmp_path: Path) -> None:
+    path, texts = tmp_path / "file", [letter * 300_000 for letter in "abcd"]
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(Machine().write, str(path), text) for text in texts * 3]:
+            done.result()
+    assert path.read_text() in texts and os.listdir(tmp_path) == ["file"]
 
 
 def test_behind_ssh_every_argument_arrives_as_it_is(fake_ssh: str) -> None:
