@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from dgis.cli import cli
+from dgis.cli import cli, main
 from dgis.cli.deploy import command as group
 
 ROOT = Path(__file__).parents[4]
@@ -25,11 +25,25 @@ def run(*words: str | Path) -> Result:
     return CliRunner().invoke(cli, ["deploy", *map(str, words)])
 
 
-def process(*words: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same as a process, where errors of ours become a line and an exit code; `path` comes first on PATH."""
-    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]}
-    argv = [sys.executable, "-m", "dgis.cli", "deploy", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=ROOT, timeout=60)
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The whole command, where errors of ours become a line and an exit code; `path` comes first on PATH."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
+
+    def __call__(self, *words: str | Path, path: Path | None = None) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["dgis", "deploy", *map(str, words)])
+        if path is not None:
+            self.monkeypatch.setenv("PATH", str(path), prepend=os.pathsep)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *self.capfd.readouterr()
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Process:
+    return Process(monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -85,13 +99,13 @@ def test_wrong_use_is_told_and_ends_with_two(words: tuple[str | Path, ...], says
     assert "Traceback" not in done.output
 
 
-def test_what_a_file_says_wrong_is_a_line_each_with_its_place(tmp_path: Path) -> None:
+def test_what_a_file_says_wrong_is_a_line_each_with_its_place(tmp_path: Path, process: Process) -> None:
     path = tmp_path / "site.yml"
     path.write_text(CESNET.read_text().replace("10.77.0.11", "10.99.0.11").replace("network: projects", "network: x"))
     for words in (("check", path), ("apply", path, "--host", "xen1"), ("move", path, "node", "xen2")):
-        done = process(*words)
-        assert (done.returncode, done.stdout) == (1, ""), done.stderr
-        assert f"{path}:" in done.stderr and "write" in done.stderr and "Traceback" not in done.stderr
+        code, said, told = process(*words)
+        assert (code, said) == (1, ""), told
+        assert f"{path}:" in told and "write" in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize(
@@ -108,7 +122,7 @@ def test_what_a_file_says_wrong_is_a_line_each_with_its_place(tmp_path: Path) ->
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_ends_with_one(
-    lf1: Path, tmp_path: Path, words: tuple[str, ...], says: str
+    lf1: Path, tmp_path: Path, process: Process, words: tuple[str, ...], says: str
 ) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text("#!/bin/sh\necho 'ssh: no route' >&2\necho 'to host' >&2\nexit 255\n")
@@ -116,19 +130,19 @@ def test_what_cannot_be_done_is_one_line_and_ends_with_one(
     binary = tmp_path / "binary.yml"
     binary.write_bytes(b"site: \xff\n")
     places = {"lf1": lf1, "folder": tmp_path, "binary": binary}
-    done = process(*(word.format(**places) for word in words), path=tmp_path)
-    assert (done.returncode, done.stdout) == (1, ""), done.stderr
-    assert done.stderr.startswith("dgis: ") and says in done.stderr and done.stderr.count("\n") == 1
+    code, said, told = process(*(word.format(**places) for word in words), path=tmp_path)
+    assert (code, said) == (1, ""), told
+    assert told.startswith("dgis: ") and says in told and told.count("\n") == 1
 
 
-def test_over_ssh_the_hosts_own_port_is_meant_and_every_word_arrives(tmp_path: Path) -> None:
+def test_over_ssh_the_hosts_own_port_is_meant_and_every_word_arrives(tmp_path: Path, process: Process) -> None:
     asked = tmp_path / "asked"
     (tmp_path / "ssh").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {asked}\nexit 255\n')
     (tmp_path / "ssh").chmod(0o755)
     site = tmp_path / "site.yml"
     site.write_text(CESNET.read_text().replace("  - name: xen1\n", "  - name: xen1\n    ssh: 2200\n"))
-    done = process("apply", site, "--ssh", "root@xen1.example", "--root", "/a b", path=tmp_path)  # the only host
-    assert done.returncode == 1
+    code, _, _ = process("apply", site, "--ssh", "root@xen1.example", "--root", "/a b", path=tmp_path)  # the only host
+    assert code == 1
     assert "-p 2200 -- root@xen1.example sha256sum --zero -- '/a b/nat.nft'" in asked.read_text()
 
 
