@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import PurePosixPath
 
-from dgis.deploy import hostfiles, live, routes
+from dgis.deploy import guard, hostfiles, live, routes
 from dgis.deploy.errors import HostError
 from dgis.deploy.front import Look, RunningFront, without_route
 from dgis.deploy.machine import Machine, digest_of
@@ -17,12 +17,14 @@ from dgis.deploy.plan import HostPlan
 RELOAD = ("systemctl", "reload-or-restart", "haproxy")
 _SYSTEMD = "/run/systemd/system"
 _SYSCTL = "sysctl.conf"
+_LOCK, _FORMER = ".lock", "former"
 # The configuration as it will be, judged by the program that will read it before anything is touched
 _TRY = (
     'd="$(mktemp -d)" && trap \'rm -r "$d"\' EXIT && cat > "$d/haproxy.cfg" && touch "$d/$1" "$d/$2" && '
     'haproxy -c -q -f "$d/haproxy.cfg"'
 )
 _RELOAD_SECONDS = 15.0
+_SEE = "see why by journalctl -u haproxy, then run apply again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,19 @@ def files(plan: HostPlan, way: Way) -> dict[str, str]:
     return kept
 
 
-def apply(plan: HostPlan, way: Way, *, dry_run: bool = False) -> Applied:
-    """Bring a host in step with its plan. Idempotent: a second run changes nothing.
+def apply(plan: HostPlan, way: Way, *, dry_run: bool = False, force: bool = False) -> Applied:
+    """Bring a host in step with its plan. Idempotent: a second run changes nothing; of two at once one waits.
 
-    Everything is checked by the tool that will read it before anything is touched. The firewall is replaced in one
-    step, so a mistake leaves the old rules in force. Killed at any instant, it is finished by the next run: what it
-    kept is written last. Raises HostError with the tool's own words.
+    Everything is checked by the tool that will read it before anything is touched: that it is this host, and that
+    whoever asks by ssh may come again (not with `force`). The firewall is replaced in one step, so a mistake leaves the
+    old rules in force. Killed at any instant, or failed after the switch, it is finished by the next run: until then it
+    is kept where the rules used to lead to. Raises HostError with the tool's own words.
     """
-    return _Applying(plan, way, dry_run=dry_run).run()
+    run = _Applying(plan, way, dry_run=dry_run, force=force)
+    if dry_run:
+        return run.run()
+    with guard.alone(way.machine, way.path(_LOCK)):
+        return run.run()
 
 
 def settings(plan: HostPlan, machine: Machine) -> dict[str, str]:
@@ -82,34 +89,57 @@ def settings(plan: HostPlan, machine: Machine) -> dict[str, str]:
 class _Applying:
     """One run: what is there, what is wanted, and the steps between."""
 
-    def __init__(self, plan: HostPlan, way: Way, *, dry_run: bool) -> None:
-        self._plan, self._way, self._dry_run = plan, way, dry_run
+    def __init__(self, plan: HostPlan, way: Way, *, dry_run: bool, force: bool) -> None:
+        self._plan, self._way, self._dry_run, self._force = plan, way, dry_run, force
         self._machine = way.machine
         self._rules = live.firewall(plan, way.machine)
         self._wanted = files(plan, way)
         self._changed: list[str] = []
-        self._notes: tuple[str, ...] = ()
+        self._notes: list[str] = []
 
     def run(self) -> Applied:
-        text = self._wanted[self._rules.file]
-        kept = self._machine.digests([self._way.path(name) for name in self._wanted])
+        there = guard.interfaces(self._machine)
+        self._notes += guard.same(self._plan, there)
+        text, file = self._wanted[self._rules.file], self._rules.file
+        kept = self._machine.digests([self._way.path(name) for name in (*self._wanted, _FORMER)])
         stale = [name for name, each in self._wanted.items() if kept.get(self._way.path(name)) != digest_of(each)]
-        former = _addresses(self._machine.read(self._way.path(self._rules.file)) or "")
+        unfinished = self._way.path(_FORMER) in kept
+        former = _addresses(*(self._machine.read(self._way.path(name)) for name in (file, _FORMER)[: 1 + unfinished]))
         rules_stale = self._rules.listed() != self._rules.expected(text)
         if rules_stale:
             self._rules.check(text)
+            if not self._force:
+                guard.way_back(self._plan, self._machine, there)
         live.ready(self._machine)
         self._changed += [*stale, *(["live rules"] if rules_stale else [])]
         front = self._front_before()
-        self._settings()
-        if rules_stale and not self._dry_run:
-            self._rules.load(text)
-        ended = live.cut(self._plan, self._machine, former=former, dry_run=self._dry_run)
-        # The rules file goes last: until then the next run knows what the rules used to lead to
-        self._keep([name for name in stale if name != self._rules.file])
-        ended += self._front(front)
+        if self._dry_run:
+            ended = self._after(stale, former, front)
+        else:
+            ended = self._switch(stale, former, front, load=rules_stale)
+            if unfinished or file in stale:
+                self._machine.run(("rm", "-f", "--", self._way.path(_FORMER)))
+        return Applied(self._plan.host.name, tuple(self._changed), ended, tuple(self._notes))
+
+    def _switch(self, stale: list[str], former: frozenset[IPv4Address], front: Look | None, *, load: bool) -> int:
+        if self._rules.file in stale:
+            self._machine.write(self._way.path(_FORMER), "".join(f"{address}\n" for address in sorted(former)))
+        if load:
+            self._rules.load(self._wanted[self._rules.file])
+        try:
+            return self._after(stale, former, front)
+        except HostError as error:
+            text = "the rules of the site file are in force, but not all that follows them is done"
+            raise HostError(f"{text}: {error}") from error
+
+    def _after(self, stale: list[str], former: frozenset[IPv4Address], front: Look | None) -> int:
+        """What follows the switch of the rules; nothing is forwarded before it. Returns how many connections ended."""
+        # First of all, so that the next boot has no older rules
         self._keep([name for name in stale if name == self._rules.file])
-        return Applied(self._plan.host.name, tuple(self._changed), ended, self._notes)
+        self._settings()
+        ended = live.cut(self._plan, self._machine, former=former, dry_run=self._dry_run)
+        self._keep([name for name in stale if name != self._rules.file])
+        return ended + self._front(front)
 
     def _settings(self) -> None:
         now = settings(self._plan, self._machine)
@@ -129,7 +159,7 @@ class _Applying:
         front = self._plan.front
         if front is not None and front.guest is not None:
             text = f"the front runs in the guest {front.guest}: its files come with its seed and the role sni_front"
-            self._notes = (text,)
+            self._notes.append(text)
             return None
         look = self._way.front.look()
         if front is not None and self._outdated(look):
@@ -165,26 +195,29 @@ class _Applying:
             command = RELOAD
         if not command:
             config = self._way.path(routes.CONFIG)
-            self._notes = (f"no systemd here: start or reload the front yourself, haproxy -W -f {config}",)
+            self._notes.append(f"no systemd here: start or reload the front yourself, haproxy -W -f {config}")
             return None
         self._changed.append("front reloaded")
         if self._dry_run:
             return None
-        self._machine.run(command)
+        try:
+            self._machine.run(command)
+        except HostError as error:
+            raise HostError(f"the front does not come up with its new configuration: {error}; {_SEE}") from error
         until = time.monotonic() + _RELOAD_SECONDS
         while True:
             look = self._way.front.look()
             if not self._outdated(look):
                 return look
             if time.monotonic() > until:
-                raise HostError(f"the front did not take its configuration in {_RELOAD_SECONDS:g} s: see its log")
+                raise HostError(f"the front does not run with its new configuration in {_RELOAD_SECONDS:g} s; {_SEE}")
             time.sleep(0.1)
 
 
-def _addresses(text: str) -> frozenset[IPv4Address]:
-    """Every address that a rules file names."""
+def _addresses(*texts: str | None) -> frozenset[IPv4Address]:
+    """Every address that files of rules name."""
     found = set()
-    for word in re.findall(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", text):
+    for word in re.findall(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "\n".join(text or "" for text in texts)):
         try:
             found.add(IPv4Address(word))
         except AddressValueError:

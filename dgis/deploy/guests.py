@@ -47,6 +47,16 @@ def running(site: Site, host: Host, machine: Machine, means: Means) -> frozenset
     return ask[means]() & declared
 
 
+def doors(site: Site, host: Host, alive: frozenset[str], *, every: bool) -> frozenset[str]:
+    """The guests whose doors are open on a host where these run.
+
+    Those of other hosts are their hosts' matter; what a guest without roles is called there, and who starts it, is its
+    project's, so that its doors stay open unless `every` guest counts.
+    """
+    others = (guest.name for guest in site.guests if guest.host != host.name or not (guest.roles or every))
+    return alive | frozenset(others)
+
+
 def _virsh(machine: Machine) -> frozenset[str]:
     return frozenset(machine.run(("virsh", "--quiet", "list", "--name", "--state-running")).split())
 

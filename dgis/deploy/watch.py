@@ -2,8 +2,9 @@
 
 A door leads to a guest that runs. When a guest stops, its doors shut and its connections end at once, instead of
 packets into nothing; when it runs again, they open. A guest that misses one look keeps its doors: `patience` looks in a
-row must miss it, the first ones too, since `apply` opened the doors of all. While a site file is broken the last one
-that was good counts; a hypervisor that cannot be asked changes nothing. Either is said once.
+row must miss it, the first ones too, since `apply` opened the doors of all. Guests without roles are other projects',
+and keep theirs unless all are watched. While a site file is broken the last one that was good counts; a hypervisor that
+cannot be asked changes nothing. Either is said once.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from dgis.deploy.topology import Host, Site
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What to keep in step: a host of a site file, and how its guests are asked for."""
+    """What to keep in step: a host of a site file, and how its guests are asked for; `every`: those without roles, too;
+    `force`: as in `apply`."""
 
     file: Path
     host: str
     way: Way
     means: Means | None
     patience: int = 2
+    every: bool = False
+    force: bool = False
 
 
 @dataclass(slots=True)
@@ -67,7 +71,8 @@ class Watch:
         up = self._up(site, host)
         asked = (self._seen, up)
         # Looked at anew each time: rules that somebody else changed come back, too
-        done = apply.apply(plan.plan(site, flows.derive(site), host, running=up), self.watched.way)
+        made = plan.plan(site, flows.derive(site), host, running=up)
+        done = apply.apply(made, self.watched.way, force=self.watched.force)
         if done.changed or done.cut or asked != self._in_force:
             yield _summary(done, up)
         wrong += done.notes
@@ -91,8 +96,7 @@ class Watch:
             raise HostError(f"{self.watched.file} has no host {self.watched.host} any more") from None
 
     def _up(self, site: Site, host: Host) -> frozenset[str]:
-        """The guests whose doors are open: those that run, those just missed, and those of other hosts."""
-        elsewhere = {guest.name for guest in site.guests if guest.host != host.name}
+        """The guests whose doors are open: those that run, those just missed, and those that are not watched."""
         means = self.watched.means or guests.means_of(host)
         alive = guests.running(site, host, self.watched.way.machine, means)
         before = self._in_force[1] if self._in_force is not None else {guest.name for guest in site.guests}
@@ -101,7 +105,7 @@ class Watch:
             self._absent[guest.name] = 0 if guest.name in alive else self._absent.get(guest.name, 0) + 1
             if guest.name in before and self._absent[guest.name] < self.watched.patience:
                 kept.add(guest.name)
-        return alive | elsewhere | frozenset(kept)
+        return guests.doors(site, host, alive | frozenset(kept), every=self.watched.every)
 
 
 def _summary(done: Applied, up: frozenset[str]) -> str:

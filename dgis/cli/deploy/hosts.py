@@ -93,12 +93,25 @@ _TARGET_OPTIONS: tuple[tuple[str, str, str | None, str | None], ...] = (
 )
 
 
+FORCE = click.option(
+    "--force",
+    is_flag=True,
+    help="Also when the rules shut out whoever asks for them by ssh, from no address of admins.",
+)
+ALL_GUESTS = click.option(
+    "--all-guests", is_flag=True,
+    help="Guests without roles, too; without it those, which other projects define and start under names of their own, "
+    "count as running.",
+)  # fmt: skip
+
+
 @click.command("apply", epilog="Example: dgis deploy apply site.yml --host xen1 --ssh root@xen1.example --dry-run")
 @click.argument("file", metavar="FILE", type=FILE)
 @on_a_machine
 @click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
+@FORCE
 @format_option
-def apply(target: Target, *, file: Path, dry_run: bool, fmt: Format) -> None:
+def apply(target: Target, *, file: Path, dry_run: bool, force: bool, fmt: Format) -> None:
     """Make a host do what the file says: rules in one step, the front's routes without a reload, kernel settings.
 
     Established connections survive; those that the file no longer allows are cut. A second run changes nothing.
@@ -108,7 +121,7 @@ def apply(target: Target, *, file: Path, dry_run: bool, fmt: Format) -> None:
 
     site = check.load(file)
     where, way = target.of(site)
-    done = applying.apply(plan.plan(site, flows.derive(site), where), way, dry_run=dry_run)
+    done = applying.apply(plan.plan(site, flows.derive(site), where), way, dry_run=dry_run, force=force)
     if fmt == "json":
         print_json(asdict(done))
         return
@@ -136,21 +149,41 @@ def apply(target: Target, *, file: Path, dry_run: bool, fmt: Format) -> None:
 @click.option(
     "--patience", type=click.FloatRange(0.1, 60), default=3.0, show_default=True, help="Seconds to wait for an answer."
 )
+@click.option(
+    "--guests", "means", type=click.Choice(["all", "auto", "virsh", "xl", "heartbeat"]), default="all",
+    show_default=True, help="Whose doors have to be open: all guests', or those of guests that run, as watch asks.",
+)  # fmt: skip
+@ALL_GUESTS
 @click.option("--all", "every", is_flag=True, help="Show what is as written, too, not only drift.")
 @format_option
-def verify(target: Target, *, file: Path, vantages: tuple[str, ...], patience: float, every: bool, fmt: Format) -> None:
+def verify(
+    target: Target,
+    *,
+    file: Path,
+    vantages: tuple[str, ...],
+    patience: float,
+    means: Literal["all", "auto", "virsh", "xl", "heartbeat"],
+    all_guests: bool,
+    every: bool,
+    fmt: Format,
+) -> None:
     """Hold file, kept files, live rules, front and reality against one another, and try every way.
 
     Without --vantage it is tried from the host itself only. Exit code 3 when something drifted.
     """
-    from dgis.deploy import check, flows, plan
+    from dgis.deploy import check, flows, guests, plan
     from dgis.deploy import verify as verifying
 
     site = check.load(file)
     where, way = target.of(site)
     places = tuple(_vantages(site, vantages))
     derived = flows.derive(site)
-    rows = verifying.report(site, derived, plan.plan(site, derived, where), way, places, patience=patience)
+    running = None
+    if means != "all":
+        alive = guests.running(site, where, way.machine, guests.means_of(where) if means == "auto" else means)
+        running = guests.doors(site, where, alive, every=all_guests)
+    made = plan.plan(site, derived, where, running=running)
+    rows = verifying.report(site, derived, made, way, places, patience=patience)
     drifted = [row for row in rows if row.state == "drift"]
     if fmt == "json":
         print_json([asdict(row) for row in rows])
@@ -212,7 +245,9 @@ def _wrong(option: str, text: str) -> click.BadParameter:
 @click.option(
     "--patience", type=click.IntRange(1, 100), default=2, show_default=True, help="Looks that must miss a guest."
 )
+@ALL_GUESTS
 @click.option("--once", is_flag=True, help="Look once and end; a guest that is missed then is missing.")
+@FORCE
 def watch(
     target: Target,
     *,
@@ -220,12 +255,14 @@ def watch(
     means: Literal["auto", "virsh", "xl", "heartbeat"],
     every: float,
     patience: int,
+    all_guests: bool,
     once: bool,
+    force: bool,
 ) -> None:
     """Keep a host in step with its running guests and with the file, until Ctrl-C.
 
-    The doors of a guest that stops are shut and its connections end; they open when it runs again. A broken file, or
-    a hypervisor that does not answer, changes nothing and is said.
+    The doors of a guest with roles that stops are shut and its connections end; they open when it runs again. A broken
+    file, or a hypervisor that does not answer, changes nothing and is said.
     """
     from dgis.deploy import check
     from dgis.deploy.watch import Watch, Watched
@@ -234,6 +271,7 @@ def watch(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    state = Watch(Watched(file, where.name, way, None if means == "auto" else means, 1 if once else patience))
+    asked, looks = None if means == "auto" else means, 1 if once else patience
+    state = Watch(Watched(file, where.name, way, asked, looks, all_guests, force))
     for line in state.looks(lambda: not once and not stop.wait(every)):
         click.echo(line)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from dgis.deploy import apply, check, flows, routes
+from dgis.deploy import apply, check, flows, live, routes
 from dgis.deploy.apply import Way
 from dgis.deploy.errors import HostError
 from dgis.deploy.machine import Machine
@@ -42,6 +45,21 @@ class Saying(Machine):
         code = int(any(each in words for each in self.fails))
         said = next((text for key, text in self.says.items() if key in words), "")
         return subprocess.CompletedProcess(argv, code, said, "no such thing here\n" if code else "")
+
+    @contextmanager
+    def holding(self, argv: Sequence[str], *, timeout: float = 60.0) -> Iterator[None]:
+        self.asked.append(f"holding {' '.join(argv)}")
+        yield
+        self.asked.append("let go")
+
+
+NO_FRONT = "[null, null, null, null, null]"
+XEN1 = json.dumps(
+    [
+        {"ifname": name, "addr_info": [{"local": address}]}
+        for name, address in (("eth0", "198.51.100.10"), ("dgisbr0", "10.77.0.1"), ("projbr0", "10.78.0.1"))
+    ]
+)
 
 
 def test_each_host_keeps_what_it_needs() -> None:
@@ -77,7 +95,7 @@ def test_the_masters_socket_is_debians_or_beside_the_other_one() -> None:
 @pytest.mark.parametrize("tool", ["conntrack --version", "python3 --version", "nft -c", "haproxy -c"])
 def test_what_cannot_be_done_to_the_end_is_not_begun(tool: str) -> None:
     listed, expected = '{"nftables": []}\n', '{"nftables": [{"set": {"name": "outer"}}]}\n'
-    says = {"unshare": expected, "nft -j list": listed, "python3 -I": "[null, null, null, null, null]"}
+    says = {"unshare": expected, "nft -j list": listed, "SSH_CONNECTION": "", "ip -j": XEN1, "python3 -I": NO_FRONT}
     machine = Saying(says=says, fails=(tool,))
     with pytest.raises(HostError, match="no such thing here"):
         apply.apply(plan_of("pilot-cesnet", "xen1"), Way(machine))
@@ -115,3 +133,104 @@ def test_without_systemd_and_without_a_command_the_front_is_left_to_a_person() -
         assert done.notes == (
             f"no systemd here: start or reload the front yourself, haproxy -W -f {way.root}/haproxy.cfg",
         )
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """The site lf1 in namespaces, with nothing applied."""
+    require_netlab()
+    with Lab("guard") as lab:
+        made = World(lab)
+        made.add(check.load(EXAMPLES / "pilot-lf1.yml"))
+        yield made
+
+
+def tables(way: Way) -> str:
+    return way.machine.run(("nft", "list", "tables"))
+
+
+def forwards(way: Way) -> str:
+    return way.machine.run(("sysctl", "-n", "net.ipv4.ip_forward")).strip()
+
+
+def test_a_machine_that_is_another_host_is_not_touched(world: World) -> None:
+    way = world.way("lf1", "xen1")
+    for dry_run in (True, False):
+        with pytest.raises(HostError, match="this machine is not xen2 as the site file has it"):
+            apply.apply(world.plan("lf1", "xen2"), way, dry_run=dry_run)
+    assert tables(way) == "" and forwards(way) == "0"
+
+
+def test_nothing_is_forwarded_before_the_rules_stand(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = world.way("lf1", "xen1")
+
+    def fail(self: live.Nft, text: str) -> None:
+        raise HostError("the kernel refuses")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live.Nft, "load", fail)
+        with pytest.raises(HostError, match="^the kernel refuses$"):
+            apply.apply(world.plan("lf1", "xen1"), way)
+    assert forwards(way) == "0"
+    world.apply("lf1", "xen1")
+    assert forwards(way) == "1" and world.apply("lf1", "xen1").changed == ()
+
+
+def test_a_front_that_does_not_come_up_leaves_rules_that_last_and_what_they_used_to_lead_to(world: World) -> None:
+    way = world.way("lf1", "xen1")
+    broken = replace(way, reload=("sh", "-c", "echo no such unit >&2; exit 5"))
+    rules = Path(way.root) / "nat.nft"
+    rules.write_text("10.99.0.7\n")
+    for _ in range(2):  # the second run changes no rules, and has to know all the same
+        with pytest.raises(HostError) as failed:
+            apply.apply(world.plan("lf1", "xen1"), broken)
+        said = str(failed.value)
+        assert "the rules of the site file are in force" in said and "the front does not come up" in said
+        assert "no such unit" in said and "journalctl -u haproxy" in said
+        assert rules.read_text() == apply.files(world.plan("lf1", "xen1"), way)["nat.nft"] and "dgis" in tables(way)
+        assert (Path(way.root) / "former").read_text() == "10.99.0.7\n"
+    seen: list[frozenset[IPv4Address]] = []
+
+    def cut(of: HostPlan, machine: Machine, *, former: frozenset[IPv4Address], dry_run: bool) -> int:
+        seen.append(former)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(live, "cut", cut)
+        world.apply("lf1", "xen1")
+    assert IPv4Address("10.99.0.7") in seen[0]
+    assert not (Path(way.root) / "former").exists() and world.apply("lf1", "xen1").changed == ()
+
+
+def test_two_at_once_end_as_one_after_the_other(world: World) -> None:
+    way, whole = world.way("lf1", "xen1"), world.plan("lf1", "xen1")
+    less = replace(whole, translations=whole.translations[1:])
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(apply.apply, each, way) for each in (whole, less, whole)]
+    assert [name for each in runs for name in each.result().changed].count("live rules") >= 1
+    rules = live.firewall(whole, way.machine)
+    assert rules.listed() == rules.expected((Path(way.root) / "nat.nft").read_text())
+    assert {path.name for path in Path(way.root).iterdir() if path.name.startswith("nat.nft")} == {"nat.nft"}
+
+
+def test_an_operator_from_elsewhere_is_not_locked_out(world: World) -> None:
+    host, way = world.node("lf1", "xen1"), world.way("lf1", "xen1")
+    address = str(world.plan("lf1", "xen1").host.wires[0].ip)
+    host.sshd(22, known_as=[address])
+    prefix = tuple(world.outside.command(["ssh", *world.lab.ssh.options(), f"root@{address}"]))
+    over = replace(way, machine=Machine(prefix, quoted=True))
+    with pytest.raises(HostError, match=r"lock you out: you come by ssh from 100\.64\.0\.10 to .*, port 22"):
+        apply.apply(world.plan("lf1", "xen1"), over)
+    assert tables(way) == "" and forwards(way) == "0"
+    assert world.outside.connect(address, 22) == "open"
+
+
+def test_with_another_way_in_one_may_lock_oneself_out() -> None:
+    says = {
+        "unshare": '{"nftables": [{"set": {"name": "outer"}}]}\n', "nft -j list": '{"nftables": []}\n',
+        "SSH_CONNECTION": "100.64.0.99 4000 198.51.100.10 22", "ip -j": XEN1, "python3 -I": NO_FRONT,
+    }  # fmt: skip
+    made, way = plan_of("pilot-cesnet", "xen1"), Way(Saying(says=says))
+    with pytest.raises(HostError, match="lock you out"):
+        apply.apply(made, way, dry_run=True)
+    assert "live rules" in apply.apply(made, way, dry_run=True, force=True).changed

@@ -143,7 +143,8 @@ def test_over_ssh_the_hosts_own_port_is_meant_and_every_word_arrives(tmp_path: P
     site.write_text(CESNET.read_text().replace("  - name: xen1\n", "  - name: xen1\n    ssh: 2200\n"))
     code, _, _ = process("apply", site, "--ssh", "root@xen1.example", "--root", "/a b", path=tmp_path)  # the only host
     assert code == 1
-    assert "-p 2200 -- root@xen1.example sha256sum --zero -- '/a b/nat.nft'" in asked.read_text()
+    said = asked.read_text()
+    assert "-p 2200 -- root@xen1.example python3 -I -S -c" in said and " '/a b/.lock' 20.0" in said
 
 
 def test_check_counts_and_contradictions_end_with_three(tmp_path: Path) -> None:

@@ -107,3 +107,12 @@ def test_the_heartbeat_misses_who_does_not_answer() -> None:
         assert running(Machine(), "heartbeat", replace(CESNET, guests=here)) == {"wiki"}
         for each in waiting:
             each.close()
+
+
+def test_doors_are_open_of_those_that_run_and_of_those_that_are_not_asked_about() -> None:
+    site = check.load(EXAMPLES / "pilot-cesnet.yml")
+    (host,) = site.hosts
+    assert guests.doors(site, host, frozenset(), every=False) == {"wiki"}
+    assert guests.doors(site, host, frozenset({"node"}), every=True) == {"node"}
+    elsewhere = check.load(EXAMPLES / "pilot-lf1.yml")
+    assert guests.doors(elsewhere, elsewhere.host("xen2"), frozenset(), every=True) == {"node"}

@@ -27,7 +27,7 @@ class Stage:
         self.notes: tuple[str, ...] = ()
         self.failing: HostError | None = None
         self.plans: list[HostPlan] = []
-        self.watch = Watch(Watched(self.file, "xen1", Way(), None, patience))
+        self.watch = Watch(Watched(self.file, "xen1", Way(), None, patience, every=True))
 
     def running(self, site: Site, host: Host, *_: object) -> frozenset[str]:
         assert host.name == "xen1"
@@ -35,7 +35,7 @@ class Stage:
             raise self.up
         return self.up & {guest.name for guest in site.guests}
 
-    def apply(self, plan: HostPlan, way: Way) -> Applied:
+    def apply(self, plan: HostPlan, way: Way, *, force: bool) -> Applied:
         if self.failing is not None:
             raise self.failing
         changed = () if self.plans and self.plans[-1] == plan else ("live rules",)
@@ -90,9 +90,16 @@ def test_patience_holds_from_the_first_look(stage: Stage) -> None:
 
 
 def test_one_look_is_enough_where_that_is_wanted(stage: Stage) -> None:
-    stage.watch = Watch(Watched(stage.file, "xen1", Way(), "heartbeat", 1))
+    stage.watch = Watch(Watched(stage.file, "xen1", Way(), "heartbeat", 1, every=True))
     stage.up = frozenset({"node"})
     assert stage.look() and 8080 not in stage.doors
+
+
+def test_doors_of_guests_without_roles_are_their_projects_matter(stage: Stage) -> None:
+    stage.watch = Watch(Watched(stage.file, "xen1", Way(), None, 1))
+    stage.up = frozenset()
+    assert stage.look() == ["xen1: changed live rules; 0 connections ended; open are the doors of wiki"]
+    assert stage.doors == {8080} and stage.plans[-1].front is not None
 
 
 def test_a_changed_file_is_taken_and_a_broken_one_is_not(stage: Stage) -> None:
