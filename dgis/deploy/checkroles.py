@@ -19,6 +19,7 @@ def problems(file: SiteFile) -> Iterator[Problem]:
     yield from _people(file)
     yield from _catalog(file)
     yield from _once(file)
+    yield from _neighbours(file)
     yield from _dimse(file)
     for number, guest in enumerate(file.guests):
         yield from _ports_of(number, guest)
@@ -68,6 +69,21 @@ def _once(file: SiteFile) -> Iterator[Problem]:
             elif other != guest.name:
                 text = f"{other} is the front of {gateway.name} already: leave front out here"
                 yield ("guests", number, "roles"), text
+
+
+def _neighbours(file: SiteFile) -> Iterator[Problem]:
+    """On a bridge guests reach one another past the host's rules: what is not ours does not sit beside services."""
+    ours: dict[tuple[str, str], str] = {}
+    for guest in file.guests:
+        if guest.roles:
+            ours.setdefault((guest.host, _network(file, guest).name), guest.name)
+    for number, guest in enumerate(file.guests):
+        network = _network(file, guest).name
+        if not guest.roles and (guest.host, network) in ours:
+            text = (
+                f"has no roles and shares the network {network} with {ours[guest.host, network]}, which it would reach"
+            )
+            yield ("guests", number, "network"), f"{text} past every rule: give other projects a network of their own"
 
 
 def _dimse(file: SiteFile) -> Iterator[Problem]:

@@ -49,6 +49,7 @@ def parsed(text: str) -> Site:
 def sites(draw: st.DrawFn, *, guests: int = 12) -> Site:
     """A valid site of up to three hosts and so many guests."""
     hosts = draw(_hosts())
+    ours: dict[str, bool] = {}
     count = draw(st.integers(0, guests))
     data: dict[str, Any] = {
         "site": "here",
@@ -62,7 +63,7 @@ def sites(draw: st.DrawFn, *, guests: int = 12) -> Site:
         "resolvers": draw(st.sampled_from(([], ["10.20.0.53"], ["9.9.9.9", "10.20.0.53"]))),
         "time": draw(st.sampled_from(([], ["10.20.0.123"]))),
         "hosts": hosts,
-        "guests": [draw(_guest(number, hosts)) for number in range(count)],
+        "guests": [draw(_guest(number, hosts, ours)) for number in range(count)],
         "peers": [draw(_peer(number)) for number in range(draw(st.integers(0, 3)))],
     }
     site = resolved(data)
@@ -100,14 +101,17 @@ def _wire(interface: str, address: str) -> dict[str, Any]:
 
 
 @st.composite
-def _guest(draw: st.DrawFn, number: int, hosts: list[dict[str, Any]]) -> dict[str, Any]:
+def _guest(draw: st.DrawFn, number: int, hosts: list[dict[str, Any]], ours: dict[str, bool]) -> dict[str, Any]:
+    """A guest; `ours` says which networks have guests with roles, and the others have none."""
     place = draw(st.integers(0, len(hosts) - 1))
     network = draw(st.sampled_from(hosts[place]["networks"]))
     zone = network["zone"]
     guest: dict[str, Any] = {"name": f"guest{number}", "host": hosts[place]["name"], "network": network["name"]}
     guest["address"] = network["cidr"].replace("0/24", str(number + 10))
     roles = [["dgis"], [], ["ca"]] if zone == "inside" else [["dgis", "storage"], ["storage"], ["dgis"], []]
-    guest["roles"] = draw(st.sampled_from(roles))
+    # guest 0 has a role below, and other projects have networks of their own
+    mine = ours.setdefault(network["cidr"], draw(st.sampled_from((True, True, False))) or number == 0)
+    guest["roles"] = draw(st.sampled_from([each for each in roles if bool(each) == mine]))
     if number == 0 and zone != "inside":
         guest["roles"] = draw(st.sampled_from((["catalog"], ["dgis", "catalog", "storage"], ["front"])))
     ports = 20000 + 1000 * number

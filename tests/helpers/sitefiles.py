@@ -46,10 +46,11 @@ def documents(*, guests: int = 6) -> st.SearchStrategy[Document]:
 
 @dataclass
 class _Places:
-    """What is taken: ports of each gateway and protocol, addresses of each network."""
+    """What is taken: ports of each gateway and protocol, addresses of each network, and whether it is our guests'."""
 
     ports: dict[tuple[str, str], list[tuple[int, int]]] = field(default_factory=dict)
     addresses: dict[str, int] = field(default_factory=dict)
+    ours: dict[str, bool] = field(default_factory=dict)
 
     def take(self, draw: st.DrawFn, gateway: str, protocol: str, count: int) -> int:
         """The first of so many free ports: beside others more often than not."""
@@ -109,7 +110,7 @@ def _hosts(draw: st.DrawFn) -> list[Document]:
             host["uplink"] = {"interface": "eth0", "address": f"198.51.100.{number + 10}/24", "gateway": "198.51.100.1"}
             if draw(st.booleans()):
                 host["uplink"] |= {"address": f"10.31.0.{number + 10}/24", "gateway": "10.31.0.1"}
-                host["uplink"]["public"] = f"198.51.100.{number + 80}"
+                host["uplink"]["public"] = f"198.51.101.{number + 80}"
             if draw(st.booleans()):
                 host |= {"front": 8443, "ssh": draw(st.sampled_from((22, 2022)))}
         else:
@@ -146,9 +147,12 @@ def _guest(draw: st.DrawFn, number: int, hosts: list[Document], places: _Places,
     guest: Document = {"name": f"guest{number}", "host": host["name"], "network": network["name"]}
     places.addresses[network["cidr"]] = used = places.addresses.get(network["cidr"], 9) + 1
     guest["address"] = str(IPv4Network(network["cidr"])[used])
-    choices = [[], [], ["dgis"], ["dgis", "ca"]] + ([["storage"], ["dgis", "storage"], ["catalog"]] if outward else [])
-    guest["roles"] = list(draw(st.sampled_from(choices)))
-    if outward and gateway not in fronts and draw(st.booleans()):
+    if network["cidr"] not in places.ours:
+        places.ours[network["cidr"]] = draw(st.sampled_from((True, True, False)))
+    ours = places.ours[network["cidr"]]
+    choices = [["dgis"], ["dgis", "ca"]] + ([["storage"], ["dgis", "storage"], ["catalog"]] if outward else [])
+    guest["roles"] = list(draw(st.sampled_from(choices))) if ours else []
+    if ours and outward and gateway not in fronts and draw(st.booleans()):
         fronts.add(gateway)
         guest["roles"].insert(0, "front")
     if "storage" in guest["roles"]:
@@ -258,6 +262,7 @@ def _one_catalog(guests: list[Document], *, own: bool) -> None:
         if "catalog" in guest["roles"]:
             if kept:
                 guest["roles"].remove("catalog")
+                guest["roles"] = guest["roles"] or ["ca"]
             kept = True
 
 
@@ -268,7 +273,7 @@ def _peers_catalog(guests: list[Document], peers: list[Document]) -> None:
         return
     for guest in guests:
         if "dgis" in guest["roles"]:
-            guest["roles"] = []
+            guest["roles"] = ["ca"]  # somebody of ours still: other projects have networks of their own
             for key in ("dimse", "active", "gridftp", "sftp"):
                 guest.pop(key, None)
 

@@ -32,6 +32,7 @@ hosts:
     networks:
       - {{name: dmz, bridge: br0, cidr: 10.77.0.0/24, zone: dmz}}
       - {{name: open, bridge: br1, cidr: 10.77.1.0/24}}
+      - {{name: proj, bridge: br2, cidr: 10.77.2.0/24, zone: dmz}}
   - name: back1
     behind: front1
     inner: {{interface: eth1, address: 10.99.0.2/24}}
@@ -44,6 +45,7 @@ hosts:
     lan: {{interface: eth2, address: 10.20.2.10/24, gateway: 10.20.2.1}}
     networks:
       - {{name: own, bridge: br0, cidr: 10.79.0.0/24, gateway: 10.79.0.254}}
+      - {{name: tools, bridge: br3, cidr: 10.79.1.0/24}}
 guests:
   - {{name: front, host: front1, network: dmz, address: 10.77.0.10, roles: [front]}}
   - name: store
@@ -60,20 +62,22 @@ guests:
     dimse: {{aet: GATE, networks: [10.20.0.0/16]}}
   - name: wiki
     host: front1
-    network: dmz
-    address: 10.77.0.12
+    network: proj
+    address: 10.77.2.12
     forwards: [{{public: 8080, guest: 80, from: [any]}}]
     names: [{{name: wiki.here.example, port: 8443, from: [any]}}]
     egress: [{{to: any, ports: 443}}]
   - name: gate2
     host: back2
+    network: own
     address: 10.79.0.11
     roles: [dgis]
     active: 50100-50109
     dimse: {{aet: GATE2, tls_port: 2762, networks: [10.20.2.0/24]}}
   - name: tool
     host: back2
-    address: 10.79.0.12
+    network: tools
+    address: 10.79.1.12
     forwards: [{{public: 9000-9009, from: [203.0.113.0/24]}}]
 peers:
   - site: there
@@ -174,20 +178,20 @@ MISTAKES = [
         "ssh: 443",
     ),
     (
-        "address: 10.77.0.12",
+        "address: 10.77.2.12",
         "address: 10.78.0.12",
-        "guests.wiki.address: write an address of 10.77.0.0/24, the network",
+        "guests.wiki.address: write an address of 10.77.2.0/24, the network",
     ),
     (
-        "address: 10.77.0.12",
-        "address: 10.77.0.1",
+        "address: 10.77.2.12",
+        "address: 10.77.2.1",
         "guests.wiki.address: is the network's own; write another address of",
     ),
-    ("address: 10.77.0.12", "address: 10.77.0.255", "guests.wiki.address: is the network's own; write another address"),
+    ("address: 10.77.2.12", "address: 10.77.2.255", "guests.wiki.address: is the network's own; write another address"),
     (
-        "address: 10.77.0.12",
         "address: 10.77.0.11",
-        "guests.wiki.address: is store's; write another address of 10.77.0.0",
+        "address: 10.77.0.10",
+        "guests.store.address: is front's; write another address of 10.77.0.0",
     ),
     (
         "[catalog]}",
@@ -348,6 +352,27 @@ def test_names_and_addresses_that_nobody_can_have(old: str, new: str, words: str
     text = text.replace("host: back1", "host: inventory") if "inventory" in new else text
     found = said(text)
     assert [each for each in found if words in each], found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "network: proj\n    address: 10.77.2.12",
+            "network: dmz\n    address: 10.77.0.12",
+            "guests.wiki.network: has no roles and shares the network dmz with front, which it would reach past every",
+        ),
+        (
+            "network: tools\n    address: 10.79.1.12",
+            "network: own\n    address: 10.79.0.12",
+            "guests.tool.network: has no roles and shares the network own with gate2, which it would reach past every",
+        ),
+    ],
+)
+def test_what_is_not_ours_does_not_sit_beside_services(old: str, new: str, words: str) -> None:
+    found = said(changed(old, new))
+    assert len(found) == 1 and words in found[0], found
+    assert found[0].endswith("give other projects a network of their own")
 
 
 @pytest.mark.parametrize(("old", "new"), [("10.99.0.2/24", "10.99.0.254/24"), ("10.77.1.0/24", "203.0.114.0/24")])

@@ -54,9 +54,9 @@ def test_comments_quotes_order_and_line_ends_stay(old: str, new: str) -> None:
 
 def test_a_file_in_one_line_style() -> None:
     begin, end = LF1.index("  - name: node"), LF1.index("peers:\n")
-    text = f"{LF1[:begin]}  - {{name: plain, host: xen1, address: 10.77.0.40}} # other\n{LF1[begin:]}"
+    text = f"{LF1[:begin]}  - {{name: plain, host: xen1, address: 10.77.0.40, roles: [ca]}} # other\n{LF1[begin:]}"
     after, _ = move.moved(text, "lf1.yml", "plain", "xen2")
-    assert "- {name: plain, host: xen2, address: 10.77.1.40} # other" in after
+    assert "- {name: plain, host: xen2, address: 10.77.1.40, roles: [ca]} # other" in after
     assert begin < end
 
 
