@@ -36,13 +36,17 @@ def _site(key: str) -> dict[str, object]:
             {
                 "name": "kvm1",
                 "uplink": {"interface": "eth0", "address": "198.51.100.10/24"},
-                "networks": [{"name": "grid", "bridge": "dgisbr0", "cidr": "10.77.0.0/24"}],
+                "networks": [
+                    {"name": "grid", "bridge": "dgisbr0", "cidr": "10.77.0.0/24"},
+                    {"name": "projects", "bridge": "projbr0", "cidr": "10.78.0.0/24"},
+                ],
             }
         ],
         "guests": [
             {
                 "name": "store",
                 "host": "kvm1",
+                "network": "grid",
                 "address": "10.77.0.13",
                 "roles": ["storage"],
                 "data": "2 GiB",
@@ -51,7 +55,8 @@ def _site(key: str) -> dict[str, object]:
             {
                 "name": "wiki",
                 "host": "kvm1",
-                "address": "10.77.0.20",
+                "network": "projects",
+                "address": "10.78.0.20",
                 "memory": "1 GiB",
                 "forwards": [{"public": 8080, "guest": 80, "from": ["any"], "purpose": "wiki"}],
             },
