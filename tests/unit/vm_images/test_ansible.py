@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -89,6 +91,20 @@ def test_a_playbook_says_what_it_is_for_and_only_what_is_so(path: Path) -> None:
     assert path.name in (HERE / "README.md").read_text()
 
 
+def forwards_after(unit: str, result: str) -> str:
+    """What ip_forward is after the unit ended so, in a network namespace of its own; systemd hands over the result."""
+    (line,) = (line for line in unit.splitlines() if line.startswith("ExecStopPost="))
+    words = shlex.join(shlex.split(line.partition("=")[2]))
+    script = f"sysctl -q -w net.ipv4.ip_forward=1; {words}; sysctl -n net.ipv4.ip_forward"
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "SERVICE_RESULT": result},
+    )  # fmt: skip
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("no network namespace of our own here: it takes root")
+    return done.stdout.strip()
+
+
 @needs_ansible
 @pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed (Debian: systemd)"
@@ -110,6 +126,10 @@ def test_systemd_reads_the_units_of_a_host(firewall: str, tmp_path: Path) -> Non
         said = [line for line in done.stderr.splitlines() if not any(each in line for each in missing)]
         assert said == []
     rules = (tmp_path / "dgis-nat.service").read_text()
+    # the kernel forwards after the rules stand, and not at all when they are missing or refused
+    assert "Condition" not in rules and rules.index("\nExecStart=") < rules.index("sysctl --quiet --ignore")
+    after = {result: forwards_after(rules, result) for result in ("success", "exit-code", "timeout")}
+    assert after == {"success": "1", "exit-code": "0", "timeout": "0"}
     assert f"/etc/dgis/deploy/nat.{firewall}" in rules and ("DGIS-FORWARD" in rules) is (firewall == "iptables")
     assert (
         """watch /etc/dgis/deploy/site.yml --host kvm1 --root /etc/dgis/deploy --reload 'sh -c '"'"'systemctl"""
