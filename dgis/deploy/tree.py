@@ -17,6 +17,7 @@ from dgis.deploy.render import Artefact
 
 _LIST = ".rendered"  # what an earlier rendering wrote: only that is ever removed
 _OPAQUE = re.compile(r"\.(iso|pem|r?[0-9]+)\Z")  # images, certificates, revocation lists: nothing that one reads
+_PEM = b"-----BEGIN "
 _REMEDIES = {
     errno.ENOSPC: "make room there, then run this again",
     errno.EDQUOT: "make room there, then run this again",
@@ -80,7 +81,8 @@ def differences(made: Mapping[str, Artefact], against: Path) -> Iterator[str]:
         new = artefact.content if artefact is not None else b""
         if old == new and place.is_file() == (artefact is not None):
             continue
-        if (artefact is not None and artefact.secret) or _is_secret(place) or _OPAQUE.search(path):
+        opaque = _OPAQUE.search(path) or _PEM in old + new  # or with certificates inside, as a seed has them
+        if (artefact is not None and artefact.secret) or _is_secret(place) or opaque:
             yield f"{path}: {'differs' if place.is_file() and artefact else 'new' if artefact else 'no longer made'}"
             continue
         before, after = old.decode(errors="replace").splitlines(), new.decode(errors="replace").splitlines()

@@ -116,6 +116,7 @@ def test_differences_are_a_diff_of_what_would_change(tmp_path: Path) -> None:
         ({"host/seed/node/user-data": None}, "host/seed/node/user-data: no longer made"),
         ({"host/key.pem": Artefact(KEY.encode(), secret=True)}, "host/key.pem: new"),
         ({"host/seed/node.iso": Artefact(b"CD001\x00")}, "host/seed/node.iso: differs"),
+        ({"host/seed/ca/user-data": Artefact(b"  -----BEGIN CERTIFICATE-----\n")}, "host/seed/ca/user-data: new"),
         ({"host/trust/ca.pem": Artefact(b"-----BEGIN CERTIFICATE-----")}, "host/trust/ca.pem: new"),
         ({"host/trust/1a2b3c4d.0": Artefact(b"-----BEGIN CERTIFICATE-----")}, "host/trust/1a2b3c4d.0: new"),
         ({"host/trust/1a2b3c4d.r0": Artefact(b"-----BEGIN X509 CRL-----")}, "host/trust/1a2b3c4d.r0: new"),
