@@ -49,11 +49,18 @@ def front(document: dict[str, Any], gateway: str = "host0") -> FrontMaps:
 
 
 def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any) -> dict[str, Any]:
-    """A small valid document: host0 has the public address, the others are behind it, each with one network."""
+    """A small valid document: host0 has the public address, the others are behind it.
+
+    Each has a network for guests with roles, `n` (10.77.HOST.0/24), and one for others, `p` (10.78.HOST.0/24); a
+    guest's address ends in 10 and its number.
+    """
     tables: list[dict[str, Any]] = []
     for number in range(hosts):
-        network = {"name": "n", "bridge": "br0", "cidr": f"10.77.{number}.0/24"}
-        tables.append({"name": f"host{number}", "networks": [network]})
+        networks = [
+            {"name": "n", "bridge": "br0", "cidr": f"10.77.{number}.0/24"},
+            {"name": "p", "bridge": "br1", "cidr": f"10.78.{number}.0/24"},
+        ]
+        tables.append({"name": f"host{number}", "networks": networks})
         tables[-1]["inner"] = {"interface": "eth2", "address": f"10.99.0.{number + 1}/24"}
         tables[-1] |= {"behind": "host0"} if number else {"uplink": {"interface": "eth0", "address": f"{PUBLIC}/24"}}
     far = [{"name": "gate", "roles": ["dgis"]}, {"name": "store", "roles": ["storage"]}]
@@ -67,7 +74,9 @@ def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any
         "admin_keys": [sitefiles.KEY],
         "hosts": tables,
         "guests": [
-            {"name": f"g{number}", "host": "host0", "address": _address(number, guest)} | guest
+            {"name": f"g{number}", "host": "host0", "network": "n" if guest.get("roles") else "p"}
+            | {"address": _address(number, guest)}
+            | guest
             for number, guest in enumerate(guests)
         ],
         "peers": [
@@ -81,7 +90,7 @@ def site(*guests: dict[str, Any], hosts: int = 1, peers: int = 0, **changes: Any
 
 
 def _address(number: int, guest: dict[str, Any]) -> str:
-    return f"10.77.{str(guest.get('host', 'host0'))[-1]}.{number + 10}"
+    return f"10.{77 if guest.get('roles') else 78}.{str(guest.get('host', 'host0'))[-1]}.{number + 10}"
 
 
 def tcp(target: str, port: int) -> Call:

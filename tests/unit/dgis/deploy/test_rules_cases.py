@@ -47,7 +47,7 @@ def test_a_host_behind_that_uses_a_door_to_its_own_guest_is_answered(kind: str) 
 @both
 def test_a_guest_in_the_dmz_that_may_go_anywhere_may_not_reach_in(kind: str) -> None:
     document = site({"egress": [{"to": "any", "ports": 443}]}, resolvers=["10.20.0.53"])
-    document["hosts"][0]["networks"][0]["zone"] = "dmz"
+    document["hosts"][0]["networks"][1]["zone"] = "dmz"
     lan = {"interface": "eth1", "address": "10.20.1.10/24", "gateway": "10.20.1.1", "networks": ["10.20.0.0/16"]}
     document["hosts"][0]["lan"] = lan
     rules = walk(document, kind)
@@ -78,7 +78,9 @@ def test_guests_of_another_gateway_use_a_door_by_the_address_that_hides_them(kin
 @both
 def test_a_guest_that_anybody_s_name_lets_in_gets_no_name_of_others_from_a_front_in_a_guest(kind: str) -> None:
     anybody = {"names": [{"name": "wiki.here.example", "port": 8443, "from": ["any"]}]}
-    document = site({"roles": ["front"]}, {"roles": ["storage"]}, {"roles": ["storage"]}, anybody, {}, peers=1)
+    document = site(
+        {"roles": ["front"]}, {"roles": ["storage"]}, {"roles": ["storage"]}, anybody, {"roles": ["ca"]}, peers=1
+    )
     rules, maps = walk(document, kind), front(document)
     store, wiki = "storage.g1.here.example", "wiki.here.example"
     call = tcp(PUBLIC, 443)
@@ -89,16 +91,16 @@ def test_a_guest_that_anybody_s_name_lets_in_gets_no_name_of_others_from_a_front
     assert arrival.end == End("guest", "g0", 443) and rules.answered(arrival, call)
     assert maps.lead(arrival.source, store) and maps.lead(arrival.source, wiki)
     assert from_beyond(rules, STRANGER, call).end == End("guest", "g0", 443)
-    assert maps.lead(STRANGER, wiki) == (IPv4Address("10.77.0.13"), 8443) and maps.lead(STRANGER, store) is None
+    assert maps.lead(STRANGER, wiki) == (IPv4Address("10.78.0.13"), 8443) and maps.lead(STRANGER, store) is None
 
 
 def test_a_neighbour_on_the_bridge_needs_a_door_for_the_public_address() -> None:
     forward = {"public": 8080, "guest": 80, "from": ["203.0.113.5"]}
     document = site({"forwards": [forward]}, {})
     here = plans_of(document)["host0"]
-    neighbour = IPv4Address("10.77.0.11")
+    neighbour = IPv4Address("10.78.0.11")
     assert judge(here, Connection(neighbour, IPv4Address(PUBLIC), "tcp", 8080)) == "refused"
-    assert judge(here, Connection(neighbour, IPv4Address("10.77.0.10"), "tcp", 80)) == "allowed"
+    assert judge(here, Connection(neighbour, IPv4Address("10.78.0.10"), "tcp", 80)) == "allowed"
 
 
 def test_the_address_that_only_a_firewall_outside_has_is_the_host_s_at_its_doors_alone() -> None:
