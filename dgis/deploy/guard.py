@@ -17,26 +17,13 @@ Address = IPv4Address | IPv6Address
 Interfaces = Mapping[str, frozenset[Address]]
 LOCK_SECONDS: Final = 20.0  # for a run of somebody else's to end
 # The lock lasts as long as the process, and that as long as its input is open: whoever dies leaves no lock behind
-_LOCK: Final = """\
-import fcntl, os, sys, time
-path, patience = sys.argv[1], float(sys.argv[2])
-try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-except OSError as error:
-    sys.exit(f"{error.filename}: {error.strerror}; apply has to write there, as root")
-until = time.monotonic() + patience
-while True:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-    except BlockingIOError:
-        if time.monotonic() > until:
-            sys.exit(f"another dgis deploy works on this host and did not end in {patience:g} s; try again after it")
-        time.sleep(0.05)
-print("held", flush=True)
-sys.stdin.read()
-"""
+_LOCK: Final = (
+    'set -e; if ! mkdir -p "$(dirname "$1")" || ! : >> "$1"; then '
+    'echo "apply has to write there, as root" >&2; exit 1; fi; exec 9>> "$1"; '
+    'if ! flock -w "$2" 9; then '
+    'echo "another dgis deploy works on this host and did not end in $2 s; try again after it" >&2; exit 1; fi; '
+    "echo held; exec cat > /dev/null"
+)
 # Up the parents, since sudo takes it out of the environment
 _CALLER: Final = """\
 import os
@@ -57,7 +44,7 @@ while process > 1:
 
 def alone(machine: Machine, path: str, *, patience: float = LOCK_SECONDS) -> AbstractContextManager[None]:
     """Be the only one who works on a machine, by a lock on a file of its; waits so many seconds for another to end."""
-    return machine.holding(("python3", "-I", "-S", "-c", _LOCK, path, str(patience)), timeout=30 + patience)
+    return machine.holding(("sh", "-c", _LOCK, "sh", path, f"{patience:g}"), timeout=30 + patience)
 
 
 def interfaces(machine: Machine) -> Interfaces:

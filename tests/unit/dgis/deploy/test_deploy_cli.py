@@ -144,7 +144,7 @@ def test_over_ssh_the_hosts_own_port_is_meant_and_every_word_arrives(tmp_path: P
     code, _, _ = process("apply", site, "--ssh", "root@xen1.example", "--root", "/a b", path=tmp_path)  # the only host
     assert code == 1
     said = asked.read_text()
-    assert "-p 2200 -- root@xen1.example python3 -I -S -c" in said and " '/a b/.lock' 20.0" in said
+    assert "-p 2200 -- root@xen1.example sh -c" in said and " sh '/a b/.lock' 20" in said
 
 
 def test_check_counts_and_contradictions_end_with_three(tmp_path: Path) -> None:
