@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -32,7 +33,8 @@ from storage_provider.https.client import HttpsChannel
 from storage_provider.keys import object_key
 from tests.helpers import guestimage, rawtls
 from tests.helpers.guestimage import BootedGuest, Image, Way
-from tests.helpers.netlab import Lab, Node, require_netlab
+from tests.helpers.netlab import Lab, require_netlab
+from tests.helpers.netnode import Node
 from tests.helpers.pki import SiteHome, site_home
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -45,7 +47,6 @@ URLS = {"catalog": f"https://{ADDRESS}:9441", "storage": f"https://{ADDRESS}:944
 OBJECT = b"nobody's image " * 4000
 RULES = {"gateway": ["read", "write", "delete", "list"], "operator": ["read", "list"]}
 DATA_BYTES = 8 << 30
-NEXT, BROKEN = "0.1.0.post1", "0.1.0.post2"
 # Seconds; a free machine takes a third of these
 BOOT, SERVICES, UPGRADE = 240.0, 240.0, 900.0
 
@@ -60,6 +61,15 @@ class Rig:
     node: Node
     folder: Path
     figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def newer(self) -> str:
+        """The release that the guest is upgraded to."""
+        return f"{self.image.release}.post1"
+
+    @property
+    def broken(self) -> str:
+        return f"{self.image.release}.post2"
 
     def boot(self) -> None:
         disks = (self.folder / "root.raw", self.folder / "data.raw")
@@ -136,7 +146,7 @@ def seed(site: SiteHome, login: str) -> dict[str, str]:
         "write_files": files,
         "runcmd": [["systemctl", "enable", "--now", *units]],
     }
-    card = {"match": {"macaddress": MAC}, "addresses": [f"{ADDRESS}/24"], "set-name": "eth0"}
+    card: dict[str, Any] = {"match": {"macaddress": MAC}, "addresses": [f"{ADDRESS}/24"], "set-name": "eth0"}
     card["routes"] = [{"to": "0.0.0.0/0", "via": GATEWAY}]
     return {
         "user-data": "#cloud-config\n" + json.dumps(user, indent=1),
@@ -210,8 +220,12 @@ def test_nobody_is_served_without_a_certificate(rig: Rig) -> None:
 
 
 def test_only_what_was_started_listens(rig: Rig) -> None:
-    found = rig.node.scan(ADDRESS, range(1, 12000))
-    assert {port for port, state in found.items() if state == "open"} == {22, 9441, 9443}
+    sockets = [line.split()[:5] for line in rig.guest.ssh("ss -Htuln").splitlines()]
+    outward = {f"{each[0]}/{each[4].rpartition(':')[2]}" for each in sockets if not each[4].startswith("127.")}
+    assert outward == {"tcp/22", "tcp/9441", "tcp/9443"}
+    assert rig.node.scan(ADDRESS, [22, 80, 5355, 9441, 9443]) == {
+        22: "open", 80: "refused", 5355: "refused", 9441: "open", 9443: "open",
+    }  # fmt: skip
 
 
 def test_the_empty_second_disk_became_the_data_disk(rig: Rig) -> None:
@@ -258,26 +272,27 @@ def test_state_outlives_a_power_cut(rig: Rig) -> None:
 
 
 def test_an_upgrade_in_place_keeps_state(rig: Rig, tmp_path: Path) -> None:
-    release(rig, tmp_path, NEXT)
+    release(rig, tmp_path, rig.newer)
     began = rig.guest.seconds
-    said = rig.guest.ssh(f"dgis-upgrade --migrate /root/{NEXT}", seconds=UPGRADE)
+    said = rig.guest.ssh(f"dgis-upgrade --migrate /root/{rig.newer}", seconds=UPGRADE)
     rig.figures["upgrade in place"] = rig.guest.seconds - began
-    assert f"release {NEXT} runs" in said
-    assert {rig.get(service, "/health")["version"] for service in URLS} == {NEXT}
-    assert rig.guest.ssh("readlink /opt/dgis/current").strip() == f"releases/{NEXT}"
-    assert rig.guest.ssh(f"ls /var/lib/dgis/catalog/before-{NEXT}").split()[0] == "catalog.sqlite"
+    assert f"release {rig.newer} runs" in said
+    assert {rig.get(service, "/health")["version"] for service in URLS} == {rig.newer}
+    assert rig.guest.ssh("readlink /opt/dgis/current").strip() == f"releases/{rig.newer}"
+    assert rig.guest.ssh(f"ls /var/lib/dgis/catalog/before-{rig.newer}").split()[0] == "catalog.sqlite"
     expect_stored(rig)
 
 
 def test_a_release_that_does_not_run_is_left_again(rig: Rig) -> None:
     # A release that imports and does not serve, made of the one that runs: what is installed is the test before's
-    broken = f"/opt/dgis/releases/{BROKEN}"
-    rig.guest.ssh(f"cp -al /opt/dgis/releases/{NEXT} {broken} && rm {broken}/bin/dgis-storage")
+    broken = f"/opt/dgis/releases/{rig.broken}"
+    rig.guest.ssh(f"cp -al /opt/dgis/releases/{rig.newer} {broken} && rm {broken}/bin/dgis-storage")
     rig.guest.ssh(f"printf '#!/bin/false\\n' > {broken}/bin/dgis-storage && chmod 755 {broken}/bin/dgis-storage")
-    said = rig.guest.ssh(f"dgis-upgrade --wait 20 --to {BROKEN}; echo exit $?", seconds=UPGRADE, check=False)
-    assert f"going back to {NEXT}" in said and "exit 1" in said
-    assert rig.guest.ssh("dgis-upgrade --list").splitlines() == [f"  {rig.image.release}", f"* {NEXT}", f"  {BROKEN}"]
-    assert {rig.get(service, "/health")["version"] for service in URLS} == {NEXT}
+    said = rig.guest.ssh(f"dgis-upgrade --wait 20 --to {rig.broken}; echo exit $?", seconds=UPGRADE, check=False)
+    assert f"going back to {rig.newer}" in said and "exit 1" in said
+    releases = [f"  {rig.image.release}", f"* {rig.newer}", f"  {rig.broken}"]
+    assert rig.guest.ssh("dgis-upgrade --list").splitlines() == releases
+    assert {rig.get(service, "/health")["version"] for service in URLS} == {rig.newer}
     expect_stored(rig)
 
 
@@ -320,9 +335,9 @@ def release(rig: Rig, tmp_path: Path, version: str) -> None:
         shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
-    settings = (CHECKOUT / "setup.cfg").read_text().replace(f"version = {rig.image.release}", f"version = {version}")
+    settings = re.sub(r"(?m)^version = .*$", f"version = {version}", (CHECKOUT / "setup.cfg").read_text())
     (source / "setup.cfg").write_text(settings)
-    pip = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir", tmp_path, source]
+    pip = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(pip, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("dgis-*.whl")
     place = f"/root/{version}"

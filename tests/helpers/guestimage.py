@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pycdlib  # type: ignore[import-untyped]
+import pycdlib
 
 BUILD = Path(__file__).parents[2] / "vm-images" / "build" / "build.sh"
 QEMU = "qemu-system-x86_64"
