@@ -20,7 +20,7 @@ from tests.helpers.frontpeer import Authority, Caller, Stream, TlsEcho, stream
 from tests.helpers.netlab import Lab, require_netlab
 from tests.helpers.netnode import Node
 from tests.helpers.sitelab import World
-from tests.helpers.sitescene import EXAMPLES, FORWARDS, PUBLIC, ROOT, Scene, scene
+from tests.helpers.sitescene import EXAMPLES, FORWARDS, PUBLIC, ROOT, Edit, Scene, edited, scene
 
 WIKI = "wiki.cesnet.example"
 EVERY, PATIENCE = 0.3, 2
@@ -30,11 +30,17 @@ MOVED_PUBLIC, STORAGE = "203.0.113.20", "storage.node.lf1.example"
 BESIDE = """\
   - name: other
     host: xen1
-    address: 10.77.0.30
+    network: more
+    address: 10.79.0.30
     forwards:
       - {public: 8080, guest: 80, from: [any], purpose: other}
 peers:
 """
+BESIDE_IT: tuple[Edit, ...] = (
+    ("cidr: 10.77.0.0/24}\n", "cidr: 10.77.0.0/24}\n      - {name: more, bridge: projbr0, cidr: 10.79.0.0/24}\n"),
+    ("    host: xen1\n", "    host: xen1\n    network: grid\n"),
+    ("peers:\n", BESIDE),
+)
 
 
 @dataclass
@@ -71,7 +77,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 @pytest.fixture(scope="module")
 def watcher(stage: Scene) -> Watcher:
     """One process for all tests of this module; the last one ends it."""
-    made = watch(stage, "--guests", "heartbeat")
+    made = watch(stage, "--guests", "heartbeat", "--all-guests")
     made.says("open are the doors of node, wiki", within=30)
     return made
 
@@ -150,8 +156,12 @@ def test_it_ends_cleanly_and_leaves_the_doors_as_they_are(stage: Scene, watcher:
 
 def test_once_looks_once(stage: Scene) -> None:
     stage.guest("wiki").ip("link set eth0 down")
-    done = stage.run("watch", "--once", "--guests", "heartbeat")
+    done = stage.run("watch", "--once", "--guests", "heartbeat", "--all-guests")
     assert done.returncode == 0 and "open are the doors of node" in done.stdout and "wiki" not in done.stdout
+    # shut doors are drift from the file, and none from who runs
+    assert stage.run("verify").returncode == 3
+    done = stage.run("verify", "--guests", "heartbeat", "--all-guests")
+    assert done.returncode == 0, done.stdout
     stage.guest("wiki").ip("link set eth0 up", "route add default via 10.78.0.1")
     assert "live rules" in stage.apply().changed
 
@@ -166,10 +176,10 @@ def test_the_hypervisors_tool_is_asked_where_there_is_one(stage: Scene, tmp_path
         ("Domain-0", 0, "r-----"), ("node", 3, "-b----"), ("wiki", 4, "---sc-"))]  # fmt: skip
     listing.write_text(head + "".join(both))
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = stage.machine.run(stage.words("watch", "--once"), env=environment)
+    done = stage.machine.run(stage.words("watch", "--once", "--all-guests"), env=environment)
     assert "open are the doors of node" in done.stdout and "wiki" not in done.stdout
     listing.write_text("xl: cannot open the privileged command interface\n")
-    done = stage.machine.run(stage.words("watch", "--once"), env=environment, check=False)
+    done = stage.machine.run(stage.words("watch", "--once", "--all-guests"), env=environment, check=False)
     assert "not in step: xl list says what no version known here says" in done.stdout
 
 
@@ -177,7 +187,7 @@ def test_the_hypervisors_tool_is_asked_where_there_is_one(stage: Scene, tmp_path
 def faculty(folder: Path) -> Iterator[tuple[World, Node, Path, Authority]]:
     """The pilot's second site, with its two hosts, as pilot-lf1.yml has it and another guest beside."""
     file = folder / "lf1.yml"
-    file.write_text((EXAMPLES / "pilot-lf1.yml").read_text().replace("peers:\n", BESIDE, 1))
+    file.write_text(edited((EXAMPLES / "pilot-lf1.yml").read_text(), *BESIDE_IT))
     with Lab("move") as lab:
         world = World(lab)
         world.add(check.load(file))
