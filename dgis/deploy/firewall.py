@@ -15,7 +15,7 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from dgis.deploy.crossings import Direction, ExceptionRow, Kind, mirrored, rows
-from dgis.deploy.topology import Site
+from dgis.deploy.topology import Host, Site, side_of
 from dgis.deploy.values import ANYWHERE
 
 __all__ = ["ExceptionRow", "csv", "markdown", "rows"]
@@ -158,13 +158,18 @@ def _tables(site: Site, found: Sequence[ExceptionRow]) -> Iterator[str]:
     yield "## Within the institution"
     yield "Needed only where a firewall stands between these networks and our hosts."
     yield _rows_table(found, "lan") or "Nothing."
-    ways = [
-        f"{_text(host.name)} at {' or '.join(str(wire.ip) for wire in wires)}, TCP {host.ssh_port}"
-        for host in site.hosts
-        if (wires := [wire for wire in (host.uplink, host.lan) if wire is not None])
-    ]
     admins = ", ".join(_address(network) for network in site.admins)
-    yield f"Administrators come from {admins}. Beside the rows above they reach the hosts by SSH: {'; '.join(ways)}."
+    ways = "; ".join(f"{_text(host.name)} {_ssh(site, host)}, TCP {host.ssh_port}" for host in site.hosts)
+    yield f"Administrators come from {admins}. Beside the rows above they reach the hosts by SSH: {ways}."
+    yield "The hosts themselves use the resolvers, time servers and package proxy above, too, and answer ping."
+
+
+def _ssh(site: Site, host: Host) -> str:
+    """Where a host answers its administrators: by the side that leads back to them."""
+    found = dict.fromkeys(address for network in site.admins for address in side_of(host, network))
+    if not found or host.lan is None and host.behind is not None:
+        return f"from {_text(str(host.behind))}"
+    return "at " + " or ".join(map(str, found))
 
 
 def _rows_table(found: Iterable[ExceptionRow], direction: Direction) -> str:

@@ -44,9 +44,17 @@ def _slashed(interface: str) -> str:
 
 
 def sysctl_text(host: Host) -> str:
-    """The file for /etc/sysctl.d; a leading dash lets a kernel without br_netfilter go on."""
-    lines = (f"{'-' if name.startswith('net.bridge') else ''}{name} = {value}" for name, value in sysctl(host).items())
+    """The file for /etc/sysctl.d; a dash lets a kernel without br_netfilter, or an interface that comes later, go on.
+
+    udev has systemd-sysctl set those of an interface once it is there.
+    """
+    lines = (f"{_dash(name)}{name} = {value}" for name, value in sysctl(host).items())
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _dash(name: str) -> str:
+    own = name.split(".")[1] == "ipv4" and name.split(".")[3:4] in (["all"], []) or name == "net.ipv4.ip_forward"
+    return "" if own else "-"
 
 
 def networkd(site: Site, host: Host) -> dict[str, str]:

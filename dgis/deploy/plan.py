@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from dgis.deploy.flows import Door, Flows, basic_services
-from dgis.deploy.topology import Guest, Host, Site
+from dgis.deploy.topology import Guest, Host, Site, side_of
 from dgis.deploy.values import PortRange, Protocol
 
 
@@ -294,7 +294,7 @@ def _inputs(site: Site, host: Host, doors: tuple[Door, ...], front: Front | None
     """What reaches the host itself: administrators, by the side that leads back to them, and the front's clients."""
     ssh = PortRange.one(host.ssh_port)
     for network in site.admins:
-        for target in _side_of(host, network):
+        for target in side_of(host, network):
             yield Permission(network, IPv4Network(target), "tcp", ssh)
     gateway = site.host(host.gateway)
     if host.lan is None and host.inner is not None and gateway.inner is not None and gateway is not host:
@@ -305,13 +305,6 @@ def _inputs(site: Site, host: Host, doors: tuple[Door, ...], front: Front | None
             if door.host == host.name and door.route != "dnat":
                 for source in _sources(site, door):
                     yield Permission(source, IPv4Network(door.address), "tcp", PortRange.one(front.port))
-
-
-def _side_of(host: Host, network: IPv4Network) -> tuple[IPv4Address, ...]:
-    """The address at which a host answers a network that is not the site's."""
-    near = host.lan is not None and any(network.overlaps(net) for net in host.lan.reach)
-    wires = (host.lan,) if near or host.uplink is None else (host.uplink,)
-    return tuple(wire.ip for wire in wires if wire is not None)
 
 
 def widest(networks: Iterable[IPv4Network]) -> tuple[IPv4Network, ...]:

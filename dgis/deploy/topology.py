@@ -388,3 +388,10 @@ def _peer(file: SiteFile, number: int) -> Peer:
         for far in table.guests
     )
     return Peer(table.site, table.domain, table.address, table.networks, table.front, guests)
+
+
+def side_of(host: Host, network: IPv4Network) -> tuple[IPv4Address, ...]:
+    """The address at which a host answers a network that is not the site's; none where it has neither side."""
+    near = host.lan is not None and any(network.overlaps(net) for net in host.lan.reach)
+    wires = (host.lan,) if near or host.uplink is None else (host.uplink,)
+    return tuple(wire.ip for wire in wires if wire is not None)

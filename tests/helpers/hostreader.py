@@ -100,7 +100,7 @@ def ignored() -> str:
 
 def sysctl(file: Path) -> None:
     """Load the file, and find every value as it says; what begins with a dash may be missing in this kernel."""
-    run("sysctl", "-q", "-p", file)
+    run("sysctl", "-e", "-q", "-p", file)  # -e: what a leading dash says to systemd-sysctl
     for line in file.read_text().splitlines():
         name, equals, value = line.partition(" = ")
         if equals and not name.startswith(("#", "-")) and (now := run("sysctl", "-n", name).strip()) != value:

@@ -46,7 +46,7 @@ SESSIONS = """\
 
 def front_of(port: int, target: int, *sources: IPv4Network) -> Front:
     """A front on loopback that leads SSH to a port of loopback."""
-    return Front(port, None, LOOPBACK, (FrontRoute("ssh:", LOOPBACK, target, sources),))
+    return Front(port, None, LOOPBACK, (LOOPBACK,), (FrontRoute("ssh:", LOOPBACK, target, sources),))
 
 
 class Running:
@@ -162,7 +162,7 @@ def test_maps_change_while_it_runs_and_the_process_stays(running: Running, guest
 def test_maps_of_any_length(running: Running) -> None:
     name = ".".join(["a" * 60] * 3) + ".example"
     sources = tuple(IPv4Network(f"198.51.{number}.0/24") for number in range(250))
-    front = Front(1, None, LOOPBACK, (FrontRoute(name, LOOPBACK, 9443, sources),))
+    front = Front(1, None, LOOPBACK, (LOOPBACK,), (FrontRoute(name, LOOPBACK, 9443, sources),))
     wanted = routes.maps(front)
     assert running.front.update(running.look().maps, wanted)
     assert running.look().maps == wanted
@@ -230,7 +230,7 @@ def test_sessions_are_those_that_have_reached_a_guest() -> None:
 
 def test_who_has_no_route_any_more() -> None:
     guest = IPv4Address("10.77.0.11")
-    front = Front(443, None, LOOPBACK, (FrontRoute("a.example", guest, 9443, (ELSEWHERE,)),))
+    front = Front(443, None, LOOPBACK, (LOOPBACK,), (FrontRoute("a.example", guest, 9443, (ELSEWHERE,)),))
     may = Session("1", IPv4Address("192.0.2.9"), "10.77.0.11:9443")
     others = (replace(may, source=IPv4Address("203.0.113.9")), replace(may, target="10.77.0.11:9441"))
     assert without_route((may, *others), front) == others
