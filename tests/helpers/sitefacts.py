@@ -65,7 +65,7 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine that runs guests. `own` are the addresses at which its kernel answers, `routes` (network, interface)."""
+    """A machine that runs guests. `own`: addresses at which its kernel answers, `routes`: (network, interface)."""
 
     name: str
     uplink: Wire | None
