@@ -164,6 +164,8 @@ def fate_at(host: Host, rules: Firewall, source: IPv4Address, call: Call) -> str
     middle = rules.fate(hook, replace(packet, flags=frozenset({"ack"})))
     assert (fate, middle) in (("accept", "accept"), ("drop", "reset" if call.protocol == "tcp" else "drop"))
     assert rules.fate(hook, replace(packet, state="established", flags=frozenset({"ack"}))) == "accept"
+    if hook == "forward":
+        assert rules.fate(hook, replace(packet, state="invalid", flags=frozenset({"ack"}))) == "drop"
     return fate
 
 
