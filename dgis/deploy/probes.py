@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal
 
-from dgis.deploy.decide import Connection, judge
+from dgis.deploy.decide import Connection, destination, judge
 from dgis.deploy.flows import Door, Flows
 from dgis.deploy.plan import HostPlan
 from dgis.deploy.topology import Guest
@@ -99,9 +99,10 @@ def _door(plan: HostPlan, door: Door, vantage: IPv4Address, inside: bool) -> Ite
         return
     address = door.address if inside else door.public
     for port in dict.fromkeys((door.ports.first, door.ports.last)):
-        allowed = judge(plan, Connection(vantage, address, door.protocol, port)) == "allowed"
-        if door.route != "dnat":
-            allowed = allowed and _routed(plan, door, vantage)
+        first = Connection(vantage, address, door.protocol, port)
+        # The doors of a guest that does not run are shut: no translation, no route
+        leads = destination(plan, first) != (address, port) if door.route == "dnat" else _routed(plan, door, vantage)
+        allowed = leads and judge(plan, first) == "allowed"
         kind: Kind = {"dnat": "tcp", "name": "tls", "ssh": "ssh"}[door.route]  # type: ignore[assignment]
         name = door.name if door.route == "name" else ""
         idle = door.ports.count > 1  # a data port has a listener during a transfer only

@@ -33,7 +33,7 @@ class Stream:
     `ended` says how it ended: "" while it flows, "reset", "eof", or "silent" when no answer came in `patience`.
     """
 
-    def __init__(self, link: socket.socket, *, every: float = 0.02, patience: float = 8.0) -> None:
+    def __init__(self, link: socket.socket, *, every: float = 0.02, patience: float = 20.0) -> None:
         self._link, self._every = link, every
         link.settimeout(patience)
         self.count, self.worst, self.ended, self.ended_at = 0, 0.0, "", 0.0

@@ -79,6 +79,15 @@ def test_from_the_host_itself_its_doors_are_open_and_names_are_not() -> None:
     assert found[("tls", 443, "catalog.node.cesnet.example")] == "closed"
 
 
+def test_shut_doors_of_a_guest_that_does_not_run_are_expected_to_be_closed() -> None:
+    derived = flows.derive(CESNET)
+    host = plan(CESNET, derived, CESNET.host("xen1"), running=frozenset({"node"}))
+    for seen, inside in ((PUBLIC, True), (OUTSIDE, False)):
+        found = expected(of_doors(host, derived, seen, inside=inside))
+        assert found[("tcp", 8080, "")] == found[("tls", 443, "wiki.cesnet.example")] == "closed"
+    assert expected(of_doors(host, derived, PUBLIC, inside=True))[("tcp", 2811, "")] == "open"
+
+
 def test_from_a_guest_its_ways_out_and_what_it_must_not_reach() -> None:
     derived = flows.derive(CESNET)
     host = plan(CESNET, derived, CESNET.host("xen1"))
