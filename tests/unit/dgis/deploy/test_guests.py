@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -75,6 +76,14 @@ def test_virsh_names_those_that_run() -> None:
     failed = Saying(out="error: failed to connect to the hypervisor\n", code=1, wanted=wanted)
     with pytest.raises(HostError, match="virsh .* failed to connect to the hypervisor"):
         running(failed, "virsh")
+
+
+@pytest.mark.skipif(shutil.which("virsh") is None, reason="virsh is not installed (Debian: libvirt-clients)")
+def test_the_real_virsh_is_understood() -> None:
+    """Its test driver has one domain, called test, which runs."""
+    machine = Machine(("env", "LIBVIRT_DEFAULT_URI=test:///default"))
+    site = replace(CESNET, guests=(replace(CESNET.guest("node"), name="test"), CESNET.guest("wiki")))
+    assert running(machine, "virsh", site) == {"test"}
 
 
 def test_each_kind_of_host_is_asked_its_own_way() -> None:
