@@ -92,7 +92,7 @@ def _bridge(network: Network) -> str:
     address = f"{network.gateway}/{network.cidr.prefixlen}"
     # a bridge without a guest has no carrier, and must have its address all the same
     return (
-        f"[Match]\nName={network.bridge}\n\n"
+        f"[Match]\nName={network.bridge}\n\n[Link]\nRequiredForOnline=no\n\n"
         f"[Network]\nAddress={address}\nConfigureWithoutCarrier=yes\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
     )
 

@@ -23,6 +23,8 @@ global
     default-path config
     # which configuration is in force, for whoever asks the running process
     setenv {marker} {digest}
+    user haproxy
+    group haproxy
     log /dev/log local0 notice
     stats socket {socket} mode 600 level admin expose-fd listeners
     stats timeout 30s

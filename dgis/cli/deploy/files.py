@@ -6,11 +6,15 @@ import difflib
 import sys
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dgis.cli.output import EXIT_OK, EXIT_PARTLY, Format, console, format_option, notes, print_json, print_rows
 from dgis.deploy.topology import Site
+
+if TYPE_CHECKING:
+    from dgis.deploy.render import Artefact
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -80,11 +84,9 @@ def schema() -> None:
 def render(*, file: Path, out: Path, certs: Path | None, fmt: Format) -> None:
     """Write OUT/HOST/{nat.nft, nat.iptables, haproxy.cfg, libvirt|xen/..., seed/GUEST.iso, ...}, the Ansible inventory,
     the exception sheet and the picture of the site."""
-    from dgis.deploy import check as checks
     from dgis.deploy import tree
-    from dgis.deploy.render import render as rendered
 
-    made = rendered(checks.load(file), certs=certs)
+    made = _rendered(file, certs)
     written = tree.write(made, out)
     if fmt == "json":
         print_json({"out": str(out), "files": sorted(made), "changed": written.changed, "removed": written.removed})
@@ -94,17 +96,25 @@ def render(*, file: Path, out: Path, certs: Path | None, fmt: Format) -> None:
     console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _rendered(file: Path, certs: Path | None) -> dict[str, Artefact]:
+    """Everything that a site file renders to, and the file itself: what a host is given to apply."""
+    from dgis.deploy import check as checks
+    from dgis.deploy.render import Artefact as Made
+    from dgis.deploy.render import render as rendering
+
+    site = checks.load(file)
+    return {**rendering(site, certs=certs), "site.yml": Made(file.read_bytes())}
+
+
 @click.command("diff", epilog="Example: dgis deploy diff site.yml --against out")
 @click.argument("file", metavar="FILE", type=FILE)
 @click.option("--against", type=TREE, required=True, help="A rendered tree, of an earlier `dgis deploy render`.")
 @certs_option
 def diff(*, file: Path, against: Path, certs: Path | None) -> None:
     """Show what rendering would change in a tree, as a unified diff. Exit code 3 when something would."""
-    from dgis.deploy import check as checks
     from dgis.deploy import tree
-    from dgis.deploy.render import render as rendered
 
-    lines = list(tree.differences(rendered(checks.load(file), certs=certs), against))
+    lines = list(tree.differences(_rendered(file, certs), against))
     for line in lines:
         click.echo(line)
     sys.exit(EXIT_PARTLY if lines else EXIT_OK)

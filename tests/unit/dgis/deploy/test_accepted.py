@@ -91,6 +91,7 @@ def kinds(cache: Path) -> tuple[Kind, ...]:
         Kind("names", r"inventory/etc_hosts/.+", readers.etc_hosts, (r"(?m)^(?!127)\d+\.", "999.")),
         Kind("logins", r"inventory/authorized_keys", login, ("AAAA", "BBBB")),
         Kind("registration", r"register\.sh", shell, ("dgis se", "'dgis se")),
+        Kind("site file", r"site\.yml", by_python(check.load), (r"(?m)^domain:", "doamin:")),
         Kind("sheet", r"exceptions\.md", sheet, (r"\n\| -", r"\n- | -")),
         Kind("sheet for a spreadsheet", r"exceptions\.csv", sheet, (r"\A", "a,")),
         Kind("picture", r"site\.svg", picture, ("</text>", "</txet>")),
