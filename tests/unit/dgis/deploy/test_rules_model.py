@@ -215,7 +215,7 @@ def test_the_tools_take_what_is_rendered(tmp_path: Path) -> None:
     require(IPTABLES, tmp_path)
     documents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in EXAMPLES]
 
-    @settings(max_examples=25, database=None, phases=(Phase.generate,))
+    @settings(max_examples=12, database=None, phases=(Phase.generate,))
     @given(sitefiles.documents(guests=9))
     def collect(document: dict[str, Any]) -> None:
         documents.append(document)
