@@ -18,7 +18,7 @@ from dgis.deploy.decide import Connection, judge
 from tests.helpers import sitefiles
 from tests.helpers.packets import Firewall, Hook, Packet
 from tests.helpers.ruletools import IPTABLES, NFT, refusals, require
-from tests.helpers.sitecalls import STRANGERS, Place, declared, others
+from tests.helpers.sitecalls import STRANGERS, Case, Place, declared, others
 from tests.helpers.sitedoors import Door
 from tests.helpers.sitefacts import Host
 from tests.helpers.siteoracle import CLOSED, Call, End, Oracle
@@ -61,7 +61,9 @@ def assert_declared(oracle: Oracle, walks: dict[str, Walk], draw: Random) -> Non
 
 def assert_nothing_else(oracle: Oracle, walks: dict[str, Walk], draw: Random) -> None:
     """Whatever anybody tries ends where the site file has it end, mostly nowhere; no guest's address gets out."""
-    for case in others(oracle.doors, draw, 120):
+    asking = [Call(IPv4Address(each), "udp", 53) for each in oracle.facts.document.get("resolvers", ())]
+    names = [Case(Place("host", host), call) for host in oracle.facts.hosts for call in asking]
+    for case in [*others(oracle.doors, draw, 120), *names]:
         end = case.place.expected(oracle, case.call)
         for rules in walks.values():
             arrival = case.place.arrives(rules, case.call)
