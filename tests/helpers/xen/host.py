@@ -145,12 +145,12 @@ class XenHost:
         encoded = base64.b64encode(text.encode()).decode()
         self.run(f"mkdir -p $(dirname {path}) && base64 -d > {path} <<< {encoded}")
 
-    def create(self, name: str, *, timeout: int = 120) -> None:
+    def create(self, name: str, *, timeout: int = 300) -> None:
         """`xl create` a guest of the site; it boots on while this returns. Fails with xl's words."""
         # The console's log goes on where the last guest of that name left it: its GUEST-READY would be believed
         self.run(f"rm -f {_log(name)}; xl create /etc/xen/{name}.cfg", timeout=timeout)
 
-    def wait(self, name: str, *, timeout: int = 120) -> None:
+    def wait(self, name: str, *, timeout: int = 400) -> None:
         """Wait until a guest that was created answers on its ports; fails with the end of its console."""
         ready = f"until grep -qs GUEST-READY {_log(name)}; do usleep 50000; done"
         done = self.run(ready, timeout=timeout, check=False)
