@@ -10,7 +10,8 @@ usage() {
   cat <<'U'
 usage: build.sh [options] OUT
 
-Makes OUT/disk.raw (ext4 without partitions, label dgisroot), OUT/vmlinuz, OUT/initrd.gz and OUT/manifest.json.
+Makes OUT/disk.raw (ext4 without partitions, label dgisroot), OUT/vmlinuz, OUT/initrd.gz, OUT/manifest.json, and
+OUT/wheels, from which dgis-upgrade brings the release into guests that are there already.
 Needs no root, no loop device and no mount; takes one to two minutes and 3 GB below OUT while it works.
 
   --sources FILE   apt sources of the guest (default: this machine's Debian sources)
@@ -18,7 +19,7 @@ Needs no root, no loop device and no mount; takes one to two minutes and 3 GB be
   --extras LIST    extras of dgis to install (default: postgresql,jpeg)
   --size SIZE      size of the root file system, like 2G (default: what it holds and room for another release)
   --mode MODE      mmdebstrap's mode (default: auto for root, unshare for others)
-  --keep           leave OUT/work with the wheels and the root file system's tar
+  --keep           leave OUT/.dgis-build with the root file system's tar and the logs
   -h, --help       this text
 
 SOURCE_DATE_EPOCH is the date of every file (default: that of the last commit); PYTHON runs pip (default: python3).
@@ -67,7 +68,7 @@ T
     command -v unshare >/dev/null || missing+=" util-linux"
   fi
   "$python" -m pip --version >/dev/null 2>&1 || missing+=" python3-pip"
-  [ -z "$missing" ] || fail "missing Debian packages: $(tr ' ' '\n' <<<"$missing" | sort -u | xargs); apt-get install them"
+  [ -z "$missing" ] || fail "missing Debian packages: $(tr ' ' '\n' <<<"${missing# }" | sort -u | paste -sd' '); apt-get install them"
   if [ "$(id -u)" != 0 ] && ! grep -q "^$(id -un):" /etc/subuid; then
     fail "this user has no subordinate ids; as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)"
   fi
@@ -179,7 +180,7 @@ sources=$(realpath "${sources:-$(default_sources)}")
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$checkout" log -1 --format=%ct 2>/dev/null || echo 1735689600)}
 export SOURCE_DATE_EPOCH
 out=$(mkdir -p "$out" && realpath "$out")
-work=$out/work
+work=$out/.dgis-build
 rm -rf "$work"
 mkdir "$work"
 say "wheels"
@@ -192,5 +193,8 @@ filesystem
 say "manifest"
 manifest > "$work/manifest.json"
 mv "$work"/disk.raw "$work"/out/vmlinuz "$work"/out/initrd.gz "$work"/manifest.json "$out/"
+mkdir -p "$out/wheels"
+rm -f "$out"/wheels/*.whl
+mv "$work"/stage/opt/dgis/wheels/*.whl "$out/wheels/"
 [ -n "$keep" ] || rm -rf "$work"
 say "$out: $(du -h --apparent-size "$out/disk.raw" | cut -f1) disk of which $(du -h "$out/disk.raw" | cut -f1) are used, done"
