@@ -32,7 +32,7 @@ from tests.helpers.netnode import Node
 from tests.helpers.pilot import Grid, mount_points
 from tests.helpers.sitelab import World
 
-pytestmark = [dcmtk.NEEDS, pytest.mark.timeout(300)]
+pytestmark = [dcmtk.NEEDS, pytest.mark.timeout(480)]
 EXAMPLES = Path(__file__).resolve().parents[2] / "vm-images" / "examples"
 SITES = ("cesnet", "lf1", "uvn")
 ADMINS = {"cesnet": "192.0.2.2/24", "lf1": "203.0.113.2/25", "uvn": "172.16.8.2/24"}

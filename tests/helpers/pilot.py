@@ -149,7 +149,7 @@ class Grid:
                 child.send_signal(signal.SIGTERM)
                 child.wait(40)
 
-    def await_health(self, site: Site, guest: Guest, *, seconds: float = 60) -> None:
+    def await_health(self, site: Site, guest: Guest, *, seconds: float = 180) -> None:
         """Until every service of a guest answers the operator through the front, by its name, over mutual TLS."""
         for service in guest.services:
             if service.role in _PROGRAMS:

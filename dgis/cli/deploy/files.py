@@ -103,7 +103,8 @@ def _rendered(file: Path, certs: Path | None) -> dict[str, Artefact]:
     from dgis.deploy.render import render as rendering
 
     site = checks.load(file)
-    return {**rendering(site, certs=certs), "site.yml": Made(file.read_bytes())}
+    made = {**rendering(site, certs=certs), "site.yml": Made(file.read_bytes())}
+    return dict(sorted(made.items()))
 
 
 @click.command("diff", epilog="Example: dgis deploy diff site.yml --against out")
