@@ -288,7 +288,8 @@ def test_a_release_that_does_not_run_is_left_again(rig: Rig) -> None:
     broken = f"/opt/dgis/releases/{rig.broken}"
     rig.guest.ssh(f"cp -al /opt/dgis/releases/{rig.newer} {broken} && rm {broken}/bin/dgis-storage")
     rig.guest.ssh(f"printf '#!/bin/false\\n' > {broken}/bin/dgis-storage && chmod 755 {broken}/bin/dgis-storage")
-    said = rig.guest.ssh(f"dgis-upgrade --migrate --wait 20 --to {rig.broken}; echo exit $?", seconds=UPGRADE, check=False)
+    upgrade = f"dgis-upgrade --migrate --wait 20 --to {rig.broken}; echo exit $?"
+    said = rig.guest.ssh(upgrade, seconds=UPGRADE, check=False)
     assert f"going back to {rig.newer}" in said and "exit 1" in said
     releases = [f"  {rig.image.release}", f"* {rig.newer}", f"  {rig.broken}"]
     assert rig.guest.ssh("dgis-upgrade --list").splitlines() == releases

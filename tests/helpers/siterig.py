@@ -138,11 +138,14 @@ class Rig:
         self.vantages.append(Vantage(node, "beyond", name, address))
 
     def _neighbour(self) -> None:
-        """A machine beside a host's uplink that has taken it for its router to the guests."""
+        """A machine beside a host's uplink that takes it for its router to all guests."""
         wire = next(gateway.uplink for gateway in self.facts.gateways)
         assert wire is not None
-        address = wire.address.network[77]
-        node = self.world.place("near", IPv4Interface(f"{address}/{wire.address.network.prefixlen}"), via=wire.ip)
+        network = wire.address.network
+        address = network[77]
+        node = self.world.place("near", IPv4Interface(f"{address}/{network.prefixlen}"), via=self._gateway(network))
+        for guests in self.facts.guest_networks:
+            node.route(str(guests), via=str(wire.ip))
         self._add(node, "a neighbour outside", address)
 
     def _addresses(self) -> list[IPv4Address]:
