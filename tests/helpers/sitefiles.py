@@ -122,6 +122,7 @@ def _hosts(draw: st.DrawFn) -> list[Document]:
             lan = {"interface": "eth1", "address": f"10.20.{number + 1}.10/24", "gateway": f"10.20.{number + 1}.1"}
             host["lan"] = lan | {"networks": draw(st.sampled_from((["10.20.0.0/16"], ["10.20.4.0/24"], [])))}
         host["firewall"] = draw(st.sampled_from(("nft", "iptables")))
+        host |= draw(st.sampled_from(({}, {"others": ["docker0", "virbr7"]})))
         found.append(host)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -35,6 +36,7 @@ def keeps_every_promise(document: dict[str, Any], draw: Random) -> None:
     assert_declared(oracle, walks, draw)
     assert_nothing_else(oracle, walks, draw)
     assert_inside_is_no_address_outside(oracle, walks, draw)
+    assert_nobody_speaks_for_another(oracle, walks, draw)
     for gateway in oracle.facts.gateways:
         if oracle.doors.routes(gateway):
             assert_names(oracle, walks, gateway, draw)
@@ -90,6 +92,30 @@ def assert_inside_is_no_address_outside(oracle: Oracle, walks: dict[str, Walk], 
                         lenient = replace(rules, strict=False)
                         arrival = lenient.from_beyond(host, source, target, interface=interface)
                         assert arrival.end.kind != "guest", (host.name, interface, source, target, arrival)
+
+
+def assert_nobody_speaks_for_another(oracle: Oracle, walks: dict[str, Walk], draw: Random) -> None:
+    """A guest gets nowhere with an address that is not of its bridge; what the file only lets be leads to no guest."""
+    calls = [case.call for _, case in declared(oracle.doors, draw)] + [
+        case.call for case in others(oracle.doors, draw, 10)
+    ]
+    for host, bridge in ((each, bridge) for each in oracle.facts.hosts.values() for bridge in each.bridges):
+        away = [case.place.source for case in others(oracle.doors, draw, 10) if case.place.source is not None]
+        strange = [net[-2] for net in oracle.facts.guest_networks if net != bridge.cidr] + away + [STRANGERS[0]]
+        for call in draw.sample(calls, min(8, len(calls))):
+            if call.target in bridge.cidr:
+                continue  # neighbours, who see one another's frames as they are
+            for rules in walks.values():
+                lenient, source = replace(rules, strict=False), draw.choice(strange)
+                assert lenient.from_beyond(host, source, call, interface=bridge.interface).end == CLOSED
+    for table in oracle.facts.document["hosts"]:
+        inside = [each["bridge"] for each in table["networks"]]
+        inside += [table["inner"]["interface"]] if "inner" in table else []
+        for pair in itertools.product(table.get("others", ()), inside):
+            for rules in walks.values():
+                for iif, oif in (pair, pair[::-1]):
+                    packet = Packet(iif, oif, STRANGERS[0], STRANGERS[1], "tcp", 1)
+                    assert rules.rules[table["name"]].fate("forward", packet) == "drop", (iif, oif)
 
 
 def assert_names(oracle: Oracle, walks: dict[str, Walk], gateway: Host, draw: Random) -> None:
