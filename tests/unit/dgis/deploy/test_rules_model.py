@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -109,13 +109,14 @@ def assert_nobody_speaks_for_another(oracle: Oracle, walks: dict[str, Walk], dra
                 lenient, source = replace(rules, strict=False), draw.choice(strange)
                 assert lenient.from_beyond(host, source, call, interface=bridge.interface).end == CLOSED
     for table in oracle.facts.document["hosts"]:
-        inside = [each["bridge"] for each in table["networks"]]
-        inside += [table["inner"]["interface"]] if "inner" in table else []
-        for pair in itertools.product(table.get("others", ()), inside):
-            for rules in walks.values():
-                for iif, oif in (pair, pair[::-1]):
-                    packet = Packet(iif, oif, STRANGERS[0], STRANGERS[1], "tcp", 1)
-                    assert rules.rules[table["name"]].fate("forward", packet) == "drop", (iif, oif)
+        homes = {each["bridge"]: IPv4Network(each["cidr"])[5] for each in table["networks"]}
+        homes |= {table["inner"]["interface"]: STRANGERS[0]} if "inner" in table else {}
+        outer = {table[key]["interface"]: STRANGERS[0] for key in ("uplink", "lan") if key in table}
+        for other, mine in itertools.product(table.get("others", ()), homes | outer):
+            for iif, oif, source in ((other, mine, STRANGERS[0]), (mine, other, (homes | outer)[mine])):
+                packet = Packet(iif, oif, source, STRANGERS[1], "tcp", 1)
+                fates = {rules.rules[table["name"]].fate("forward", packet) for rules in walks.values()}
+                assert fates == {"drop" if mine in homes else "accept"}, packet
 
 
 def assert_names(oracle: Oracle, walks: dict[str, Walk], gateway: Host, draw: Random) -> None:
