@@ -243,12 +243,12 @@ def _without(network: IPv4Network, holes: Iterable[IPv4Network]) -> tuple[IPv4Ne
 def _gateways(site: Site, host: Host, guest: Guest) -> tuple[IPv4Network, ...]:
     """On a host behind: its gateway, which stands for itself and for guests whose way back it has to keep.
 
-    What the gateway itself sends to its public address has that one as its source, too.
+    What the gateway itself sends to one of its own addresses has that one as its source, too.
     """
     gateway = site.gateway_of(guest)
     if host.behind is None:
         return ()
-    return tuple(IPv4Network(wire.ip) for wire in (gateway.inner, gateway.uplink) if wire is not None)
+    return tuple(IPv4Network(wire.ip) for wire in gateway.wires)
 
 
 def _front_sources(site: Site, host: Host, guest: Guest) -> tuple[IPv4Network, ...]:

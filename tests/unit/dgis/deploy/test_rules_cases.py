@@ -110,3 +110,14 @@ def test_the_address_that_only_a_firewall_outside_has_is_the_host_s_at_its_doors
     assert judge(here, Connection(IPv4Address("192.0.2.1"), IPv4Address(PUBLIC), "tcp", 22)) == "foreign"
     assert judge(here, Connection(IPv4Address("192.0.2.1"), IPv4Address("10.31.0.10"), "tcp", 22)) == "allowed"
     assert judge(here, Connection(STRANGER, IPv4Address(PUBLIC), "tcp", 8080)) == "allowed"
+
+
+@both
+def test_a_host_reaches_by_its_lan_address_what_runs_behind_it(kind: str) -> None:
+    dimse = {"aet": "GATE", "networks": ["10.20.4.0/24"]}
+    document = site({"host": "host1", "roles": ["dgis"], "dimse": dimse}, hosts=2, peers=1)
+    lan = {"interface": "eth1", "address": "10.20.1.10/24", "gateway": "10.20.1.1", "networks": ["10.20.0.0/16"]}
+    document["hosts"][0]["lan"] = lan
+    rules = walk(document, kind)
+    assert from_beyond(rules, IPv4Address("10.20.4.31"), tcp("10.20.1.10", 11112)).end == End("guest", "g0", 11112)
+    assert rules.from_host(rules.facts.hosts["host0"], tcp("10.20.1.10", 11112)).end == End("guest", "g0", 11112)
