@@ -18,7 +18,7 @@ from pathlib import Path
 
 from storage_provider.channel import Space, Stat, Stored
 from storage_provider.checksum import sha256_of
-from storage_provider.disk import Folders, create, disk_errors, fsync_dir, publish, sync, write_at
+from storage_provider.disk import Folders, create, disk_errors, fsync_dir, make_apart, publish, sync, write_at
 from storage_provider.errors import Corrupt, LocalFault, NotFound, Refused
 from storage_provider.keys import is_sha256, object_key, parse_key, parse_prefix
 from storage_provider.space import Ledger
@@ -34,12 +34,16 @@ class Store:
         self._objects = root / "objects"
         self._stage = root / "stage"
         self._locks = tuple(threading.Lock() for _ in range(_LOCKS))
-        for directory in (self._objects, self._stage, root / "uploads"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folders = Folders(self._objects)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._guard = _claim(root)
-        for orphan in self._stage.iterdir():
-            orphan.unlink()
+        for directory in (self._objects, root / "uploads"):
+            if not directory.exists():
+                make_apart(directory)
+        self._folders = Folders(self._objects)
+        if self._stage.exists():
+            for orphan in self._stage.iterdir():
+                orphan.unlink()
+        make_apart(self._stage)
         used = sum(stat.st_size for _, stat in self._walk("", ""))
         self.ledger = Ledger(root, quota=quota, reserve=reserve, used=used)
 
