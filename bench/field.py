@@ -1,0 +1,110 @@
+"""The servers of one measurement together: started, warmed up, restarted after a failure, stopped whatever happens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from bench.images import ImageSet
+from bench.peers import Server
+from bench.report import NotMeasured
+from bench.senders import send
+
+T = TypeVar("T")
+
+
+class Field:
+    """A context manager over servers by key; one that does not start costs its own cells only."""
+
+    def __init__(self, servers: Mapping[str, Server]) -> None:
+        self._servers = dict(servers)
+        self._missing: dict[str, str] = {}
+
+    def __enter__(self) -> Field:
+        for key in self._servers:
+            self._start(key)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for server in self._servers.values():
+            self._stop(server)
+
+    def __getitem__(self, key: str) -> Server:
+        """The server; NotMeasured, with the reason, when it did not start."""
+        if key in self._missing:
+            raise NotMeasured(self._missing[key])
+        return self._servers[key]
+
+    def again(self, key: str) -> None:
+        """Restart a server after a failed cell, so that the next one finds it in order."""
+        if key not in self._missing:
+            self._stop(self._servers[key])
+            self._start(key)
+
+    def warm_up(self, images: ImageSet) -> None:
+        """Send every server a few images that do not count: code paths, caches and pools are as in daily work."""
+        for key, server in self._servers.items():
+            if key in self._missing:
+                continue
+            try:
+                door = server.door(tls=key.endswith("-tls"))
+                send(images.take(min(images.count, 16), 1), door, nodelay=True)
+                server.settle()
+                server.clean()
+            except Exception as error:  # noqa: BLE001  its cells will say what is wrong
+                print(f"{server.name}: warm-up failed: {error}", file=sys.stderr)
+
+    def _start(self, key: str) -> None:
+        server = self._servers[key]
+        try:
+            server.start()
+        except NotMeasured as error:
+            self._missing[key] = str(error)
+        except Exception as error:  # noqa: BLE001  whatever kept it from starting: the others are measured
+            traceback.print_exc()
+            self._missing[key] = f"{server.name} did not start: {error}"[:400]
+            self._stop(server)
+
+    @staticmethod
+    def _stop(server: Server) -> None:
+        try:
+            server.stop()
+        except Exception:  # noqa: BLE001  the next one has to be stopped, too
+            traceback.print_exc()
+
+
+class Place:
+    """A folder for one measurement on the disk of the machine, and everything in it gone afterwards."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="dgis-bench-"))
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.remove(self.path)
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Take a folder away, in the midst of a measurement, too: the disk has an end."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def quiet_disk() -> None:
+    """Write back what earlier cells left in memory: nobody pays for another one's dirty pages."""
+    os.sync()
+
+
+def rotated(keys: Iterable[T], number: int) -> list[T]:
+    """The order of round ``number``: another server begins each time."""
+    order = list(keys)
+    at = number % max(1, len(order))
+    return order[at:] + order[:at]

@@ -1,0 +1,126 @@
+"""What a server's processes used: CPU time and peak memory by role, forked children included.
+
+CPU is utime + stime of /proc/PID/stat. A child that forked for one association and ended is counted too: by its parent
+(cutime + cstime) once it was waited for, by itself while it is a zombie. Peak memory is VmHWM, set back before a cell
+(/proc/PID/clear_refs); children that may have ended by the end of it are looked at every 50 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+Roles = Mapping[str, Sequence[psutil.Process]]
+SAMPLE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """CPU seconds by role; peak resident MiB by process (role, or role and number)."""
+
+    cpu: dict[str, float]
+    peak_rss_mib: dict[str, float]
+
+    def per_image(self, images: int) -> dict[str, float]:
+        """CPU ms an image by role."""
+        return {role: seconds * 1000 / images for role, seconds in self.cpu.items()}
+
+
+class Meter:
+    """A context manager around what is measured; `read` afterwards, or in the midst of it.
+
+    ``forking``: the roles' processes fork for each association.
+    """
+
+    def __init__(self, roles: Callable[[], Roles], *, forking: bool = False) -> None:
+        self._roles, self._forking = roles, forking
+        self._before: dict[str, float] = {}
+        self._children: dict[tuple[str, int], float] = {}
+        self._stop = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Meter:
+        roles = self._roles()
+        for processes in roles.values():
+            for process in processes:
+                with contextlib.suppress(OSError):
+                    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+        self._before = cpu_seconds(roles)
+        if self._forking:
+            self._sampler.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        if self._forking:
+            self._sampler.join()
+
+    def read(self) -> Usage:
+        """What was used since the beginning."""
+        roles = self._roles()
+        now = cpu_seconds(roles)
+        cpu = {role: used - self._before.get(role, 0.0) for role, used in now.items()}
+        return Usage(cpu, {**peaks(roles), **self._forked()})
+
+    def _forked(self) -> dict[str, float]:
+        """Peaks of the children as one figure for each role: together, as if all had run at once."""
+        sums: dict[str, float] = {}
+        for (role, _), mib in self._children.items():
+            sums[f"{role}, children"] = sums.get(f"{role}, children", 0.0) + mib
+        return sums
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            for role, processes in self._roles().items():
+                for child in (one for process in processes for one in _children(process)):
+                    mib = peak_rss_mib(child.pid)
+                    if mib:
+                        self._children[role, child.pid] = mib
+
+
+def cpu_seconds(roles: Roles) -> dict[str, float]:
+    """User and system time of every role's processes, their children and the children these waited for."""
+    return {role: sum(map(_cpu_of, processes)) for role, processes in roles.items()}
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    used = 0.0
+    for one in (process, *_children(process)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            used += times.user + times.system + times.children_user + times.children_system
+    return used
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def peaks(roles: Roles) -> dict[str, float]:
+    """Peak resident memory of the roles' own processes, MiB."""
+    found: dict[str, float] = {}
+    for role, processes in roles.items():
+        for number, process in enumerate(processes, 1):
+            mib = peak_rss_mib(process.pid)
+            if mib:
+                found[f"{role}{number if len(processes) > 1 else ''}"] = mib
+    return found
+
+
+def peak_rss_mib(pid: int) -> float | None:
+    """VmHWM of one process, MiB; None when it is gone."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
