@@ -24,6 +24,7 @@ from storage_provider.transfer.route import Doors
 _FIRST_REST, _LONGEST_REST = 0.5, 5.0
 _FULL_REST = 30.0
 _NEAR_SECONDS = 30.0
+_FRESHEN_WAIT = 1.0
 
 
 class ElementSource(Protocol):
@@ -96,15 +97,23 @@ class Elements:
     def freshen(self, seconds: float) -> None:
         """Refresh when the last refresh is older than this; never raises.
 
-        One thread at a time asks, the others go on with what is known: a catalog that hangs holds up one at most.
+        Waits a moment at most, then goes on with what is known: a catalog that hangs holds up nobody.
         """
-        if not self._refreshing.acquire(blocking=False):
-            return
+        with self._lock:
+            if self._clock() - self._refreshed_at < seconds:
+                return
+        if self._refreshing.acquire(blocking=False):
+            answered = threading.Event()
+            threading.Thread(target=self._freshen, args=(seconds, answered), name="freshen", daemon=True).start()
+            answered.wait(_FRESHEN_WAIT)
+
+    def _freshen(self, seconds: float, answered: threading.Event) -> None:
         try:
             with contextlib.suppress(CatalogError):
                 self.refresh_if_older(seconds)
         finally:
             self._refreshing.release()
+            answered.set()
 
     @property
     def generation(self) -> int:
@@ -122,6 +131,12 @@ class Elements:
         with self._lock:
             element = self._known.get(name)
         return Doors(se=name, urls=element.doors) if element is not None and element.doors else None
+
+    def open_doors(self, name: str) -> Doors | None:
+        """Return the doors of an element that takes new copies now, else None."""
+        with self._lock:
+            element = self._known.get(name)
+            return Doors(se=name, urls=element.doors) if element and self._takes_copies(name, element) else None
 
     def usable(self) -> tuple[StorageElement, ...]:
         """Return the elements that take new copies now."""

@@ -13,6 +13,7 @@ Every step is one rename, so a kill or a power cut at any instant leaves whole o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -142,9 +143,12 @@ class Spool:
 
     def mark_registered(self, entry: SpoolEntry) -> Path:
         """Move an entry to registered/; an equal object that is already there is replaced. Idempotent by content."""
-        target = self._registered(entry.record.sha256)
-        target.parent.mkdir(exist_ok=True, mode=0o700)
-        os.replace(entry.path, target)
+        target = self.registered_path(entry.record.sha256)
+        try:
+            os.replace(entry.path, target)
+        except FileNotFoundError:  # the first object of its folder, or the entry is gone
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            os.replace(entry.path, target)
         return target
 
     def discard(self, entry: SpoolEntry) -> None:
@@ -166,7 +170,7 @@ class Spool:
 
     def find(self, sha256: str) -> Path | None:
         """Return the path of a registered object that is still here; it may go away at any time."""
-        path = self._registered(sha256)
+        path = self.registered_path(sha256)
         return path if path.exists() else None
 
     def registered(self) -> Iterator[Path]:
@@ -176,7 +180,8 @@ class Spool:
 
     def free(self, sha256: str) -> None:
         """Remove a registered object; safe to repeat."""
-        self._registered(sha256).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.registered_path(sha256))
 
     def rejected(self) -> tuple[tuple[str, str], ...]:
         """Return (name, reason) of what the catalog refused."""
@@ -198,7 +203,8 @@ class Spool:
         """Return the names of the unreadable files."""
         return tuple(sorted(os.listdir(self.root / "damaged")))
 
-    def _registered(self, sha256: str) -> Path:
+    def registered_path(self, sha256: str) -> Path:
+        """Return where a registered object lies, there or not. ValueError when that is no digest."""
         if len(sha256) != 64 or not _HEX.issuperset(sha256):
             raise ValueError("not a SHA-256 in lower-case hex")
         return self.root / "registered" / sha256[:2] / sha256

@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +30,8 @@ from dgis.record import SpoolRecord
 from dgis.registrar import Registrar
 from dgis.reports import Reports
 from dgis.spool import Spool
-from storage_provider.channel import ObjectSpec, Space, Stored
+from storage_provider.channel import Put, Space, Stored
+from storage_provider.errors import StorageError
 from storage_provider.transfer.route import DoorHealth, Doors
 
 TURN_SECONDS = 0.2
@@ -57,7 +58,7 @@ class WorkerCatalog(Protocol):
 class WorkerEngine(Protocol):
     """What the worker asks of the transfer engine."""
 
-    def store(self, spec: ObjectSpec, path: Path, doors: Doors, *, acting_for: str | None = None) -> Stored:
+    def store_many(self, puts: Iterable[Put], doors: Doors) -> Iterator[tuple[Put, Stored | StorageError]]:
         """See Engine."""
 
     def space(self, doors: Doors) -> Space | None:
@@ -153,13 +154,13 @@ class Worker:
         house = _started("housekeeping", self._house.run, stop)
         if self._committer is not None:
             _started("commitment", self._committer.run, stop)
-        copying, reporting = self._copier.start(), self._reports.start()
+        placing, reporting = self._copier.start(), self._reports.start()
         while registering.is_alive() and not stop.is_set():
             registering.join(0.5)
         stop.set()
         deadline = time.monotonic() + _STOP_SECONDS
-        self._copier.stop()
-        _join([registering, *copying], deadline)
+        copying = self._copier.stop()
+        _join([registering, placing, *copying], deadline)
         self._reports.stop()
         _join([reporting, house], deadline)
 

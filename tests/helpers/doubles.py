@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from catalog.wire import (
     Row,
     StorageElement,
 )
-from storage_provider.channel import ObjectSpec, Space, Stored
-from storage_provider.errors import Cancelled, NoSpace, NotFound, Unreachable
+from storage_provider.channel import ObjectSpec, Put, Space, Stored
+from storage_provider.errors import Cancelled, NoSpace, NotFound, StorageError, Unreachable
 from storage_provider.transfer.engine import Fetched, Source
 from storage_provider.transfer.route import DoorHealth, Doors
 
@@ -213,6 +213,13 @@ class MemoryEngine:
         finally:
             with self._lock:
                 self.running -= 1
+
+    def store_many(self, puts: Iterable[Put], doors: Doors) -> Iterator[tuple[Put, Stored | StorageError]]:
+        for put in puts:
+            try:
+                yield put, self.store(put.spec, put.path, doors, acting_for=put.acting_for)
+            except StorageError as error:
+                yield put, error
 
     def fetch(
         self,
