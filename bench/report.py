@@ -216,10 +216,12 @@ class Table:
         """Print it with rich, as wide as it needs."""
         table = RichTable(title=self.title, title_justify="left")
         for position, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if position < self.words else "right", no_wrap=True)
+            words = position < self.words or column.endswith("process")
+            table.add_column(column, justify="left" if words else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
-        Console(width=max(160, sum(map(len, self.columns)) + 90)).print(table)
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        Console(width=sum(widths) + 3 * len(widths) + 1).print(table)
 
     def markdown(self) -> str:
         """The same as a Markdown table below its title."""

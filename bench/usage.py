@@ -86,13 +86,17 @@ class Meter:
 
 
 def cpu_seconds(roles: Roles) -> dict[str, float]:
-    """User and system time of every role's processes, their children and the children these waited for."""
-    return {role: sum(map(_cpu_of, processes)) for role, processes in roles.items()}
+    """User and system time of every role's processes, their children and the children these waited for.
+
+    A child that has a role of its own (a receiver below its supervisor) counts there only.
+    """
+    named = frozenset(process.pid for processes in roles.values() for process in processes)
+    return {role: sum(_cpu_of(process, named) for process in processes) for role, processes in roles.items()}
 
 
-def _cpu_of(process: psutil.Process) -> float:
+def _cpu_of(process: psutil.Process, named: frozenset[int]) -> float:
     used = 0.0
-    for one in (process, *_children(process)):
+    for one in (process, *(child for child in _children(process) if child.pid not in named)):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
             used += times.user + times.system + times.children_user + times.children_system
