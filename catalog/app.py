@@ -45,7 +45,7 @@ Asker = Annotated[Peer, Depends(rule(PERMIT))]
 Follower = Annotated[Peer, Depends(rule(FEED))]
 Member = Annotated[Peer, Depends(rule(ANY_ROLE))]
 _NDJSON = "application/x-ndjson"
-_PIECE = 16384  # bytes of an answer that are gathered before they are sent
+_FIRST_PIECE, _PIECE = 2048, 16384  # bytes of an answer that are gathered before they are sent
 _MEASURE_EVERY = 15.0
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"content": {_NDJSON: {}}, "description": 'One JSON object a line; the last is {"$end": {...}}.'}}
@@ -199,13 +199,14 @@ def _end(count: int, truncated: bool) -> bytes:
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Join lines into pieces: a thread hop per row would cost more than the row."""
-    gathered = bytearray()
+    """Join lines into pieces: a thread hop per row would cost more than the row. The first ones go out early."""
+    gathered, enough = bytearray(), _FIRST_PIECE
     for line in lines:
         gathered += line + b"\n"
-        if len(gathered) >= _PIECE:
+        if len(gathered) >= enough:
             yield bytes(gathered)
             gathered.clear()
+            enough = min(2 * enough, _PIECE)
     yield bytes(gathered)
 
 

@@ -8,11 +8,24 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Text, create_engine, event, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Text,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import make_url
@@ -23,6 +36,8 @@ from catalog.errors import CatalogError, CatalogUnavailable
 
 _WRITER_LOCK = 0x64676973  # "dgis": the advisory lock of the one writer
 _WAIT_SECONDS = 30
+_BACKGROUND = 4  # threads that finish finding what a query matches
+T = TypeVar("T")
 MOST_ALTERNATIVES = 100  # SQLite parses OR as a tree of depth one each, up to a thousand; a wild name needs seven
 
 
@@ -46,10 +61,12 @@ class Database:
         if self.is_sqlite and parsed.database in (None, "", ":memory:"):
             raise CatalogError("a catalog in memory would forget everything: name a file, sqlite:///PATH")
         self._lock = threading.Lock()
+        self._background = ThreadPoolExecutor(_BACKGROUND, thread_name_prefix="catalog-ids")
         self.engine = _sqlite(str(parsed)) if self.is_sqlite else _postgresql(parsed.render_as_string(False))
 
     def close(self) -> None:
         """Close every idle connection."""
+        self._background.shutdown()
         self.engine.dispose()
 
     @contextmanager
@@ -86,6 +103,26 @@ class Database:
         finally:
             self._lock.release()
 
+    def ids(self, connection: Connection, statement: Select[Any], *, most: int | None = None) -> list[int]:
+        """Run a statement that selects ids; with `most`, give no more of them than that.
+
+        They come as one text: ten thousand rows would take the driver 3 ms, their text 0.6 ms.
+        """
+        if most is not None:
+            return list(connection.execute(statement.limit(most)).scalars())
+        found = statement.subquery().c[0]
+        gathered = func.json_group_array(found) if self.is_sqlite else sql_cast(func.json_agg(found), Text)
+        return list(json.loads(connection.execute(select(gathered)).scalar_one() or "[]"))
+
+    def in_background(self, transaction: ExitStack, call: Callable[[], T]) -> Future[T]:
+        """Go on with a reading transaction in another thread, and end it there, whoever waits for the outcome."""
+
+        def finished() -> T:
+            with transaction:
+                return call()
+
+        return self._background.submit(finished)
+
     def among(
         self, column: ColumnElement[Any], values: Sequence[str | int] | Sequence[str] | Sequence[int]
     ) -> ColumnElement[bool]:
@@ -106,7 +143,6 @@ class Database:
             return column.op("GLOB", is_comparison=True)(pattern.replace("[", "[[]"))
         escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         return column.like(escaped.replace("*", "%").replace("?", "_"), escape="\\")
-
 
     def holds(self, column: ColumnElement[Any], needle: str) -> ColumnElement[bool]:
         """Say whether the text contains `needle`, case kept."""

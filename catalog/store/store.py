@@ -115,7 +115,7 @@ class Store:
             return admin.instance_count(connection)
 
     def query(self, query: Query) -> Iterator[Row | search.End]:
-        """Yield the matching rows, then one End. Reads in short transactions: a slow caller holds none open."""
+        """Yield the matching rows, then one End. A slow caller holds no transaction open (see `search.run`)."""
         return search.run(self._database, query)
 
     def locate(self, request: LocateRequest) -> Iterator[Located]:

@@ -7,8 +7,10 @@ from pydicom.dataset import Dataset
 
 from catalog.errors import UnsupportedQuery
 from catalog.keys import LEVELS, supported
+from catalog.prepare import prepare
 from catalog.service import CatalogService
 from catalog.store import Store
+from catalog.store.database import Database
 from catalog.store.search import End
 from catalog.wire import Level, Match, Query, ReplicaChange, ReplicaChanges, Row
 from tests.helpers.catalogrecords import MR, batch, record
@@ -331,3 +333,49 @@ def _instances(*uids: str):  # type: ignore[no-untyped-def]
     from catalog.wire import LocateRequest
 
     return LocateRequest(instances=uids)
+
+
+@pytest.fixture
+def many(store: Store) -> Store:
+    """160 studies, more than the first page and less than the second; each name has two groups that begin alike."""
+    store.register([prepare(record(f"9.{n}", study=f"9.{n}", series=f"9.{n}.1", patient_id=f"M{n}",
+                                   name=f"Long^N{n}=Long^M{n}", StudyDate=f"2024{n % 12 + 1:02d}01"))
+                    for n in range(160)])  # fmt: skip
+    return store
+
+
+def test_an_answer_of_several_pages_has_every_entity_once(many: Store) -> None:
+    name, year = match("PatientName", "wild", "LONG*"), match("StudyDate", "range", "20240101", "20241231")
+    both = match("PatientName", "wild", "Long^*=Long^M*")
+    for asked in ((name,), (year,), (name, year), (both,), ()):
+        assert studies(many, *asked) == sorted(f"9.{n}" for n in range(160)), asked
+    assert studies(many, match("PatientName", "wild", "Long^M1=*")) == ["9.1"]
+    for level, key in (("PATIENT", "PatientID"), ("SERIES", "SeriesInstanceUID"), ("IMAGE", "SOPInstanceUID")):
+        rows = ask(many, level, name, keys=(key,))  # type: ignore[arg-type]
+        assert len(rows) == len({row[key] for row in rows}) == 160
+    for limit in (0, 1, 49, 50, 51, 100, 159, 160, 161):
+        found = list(many.query(Query(level="STUDY", keys=("StudyInstanceUID",), matches=(name,), limit=limit)))
+        assert found[-1] == End(min(limit, 160), limit < 160)
+        assert len({row["StudyInstanceUID"] for row in found if not isinstance(row, End)}) == min(limit, 160)
+
+
+def test_what_matches_is_decided_when_it_is_asked_however_late_it_is_read(many: Store) -> None:
+    answer = iter(many.query(Query(level="STUDY", keys=("StudyInstanceUID",))))
+    next(answer)
+    many.register([prepare(record("8.1", study="8.1", series="8.1.1"))])
+    many.retire(["9.0", "9.150"])
+    found = {row["StudyInstanceUID"] for row in answer if not isinstance(row, End)}
+    assert "8.1" not in found
+    assert "9.150" not in found  # what is gone when its page is read is left out
+    assert len(found) >= 157
+
+
+def test_an_answer_nobody_reads_holds_no_connection(many: Store, database: Database) -> None:
+    everything = Query(level="STUDY", keys=("StudyInstanceUID",))
+    given_up = [many.query(everything) for _ in range(40)]  # more than there are connections
+    assert len(studies(many)) == 160
+    given_up += [many.query(everything) for _ in range(10)]
+    for each in given_up:
+        next(iter(each))
+    database.close()  # waits for what is being found in the background
+    assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
