@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 import pydicom
+from pydicom.uid import UID
 from rich.console import Console
 from rich.table import Table
 
@@ -153,7 +154,7 @@ def _big(folder: Path, pattern: Path, frames: int) -> Images:
     folder.mkdir()
     made = pydicom.dcmread(pattern)
     made.StudyInstanceUID, made.SeriesInstanceUID, made.SOPInstanceUID = "2.25.6001", "2.25.6002", "2.25.6003"
-    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = ENHANCED_CT
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = UID(ENHANCED_CT)
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
     made.NumberOfFrames = frames
     made.PixelData = b"".join(made.PixelData[n:] + made.PixelData[:n] for n in range(0, 2 * frames, 2))
