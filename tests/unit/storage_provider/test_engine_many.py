@@ -1,4 +1,4 @@
-"""Many stores at once over doubles: each is answered once, by the next door where one is silent; read ahead a little."""
+"""Many stores at once over doubles: each answered once, by the next door where one is silent; read ahead a little."""
 
 from __future__ import annotations
 
