@@ -208,3 +208,57 @@ def _sniff(window: Window, declared: Encoding) -> Encoding:
     if not declared.explicit and known and int.from_bytes(raw[4:8], "little") + 8 > window.size:
         return Encoding(explicit=True, little=True)
     return declared
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """What `plain` found: where the pixel data starts, or the data set ends, and the values that were wanted."""
+
+    end: int
+    pixels: bool
+    cut: bool
+    values: dict[int, bytes]
+
+
+_SHORT_LE, _LONG_LE = struct.Struct("<HH2sH").unpack_from, struct.Struct("<HHI").unpack_from
+_U32_LE = struct.Struct("<I").unpack_from
+
+
+def plain(head: bytes, encoding: Encoding, *, size: int, wanted: frozenset[int]) -> Plain | None:
+    """Do what `Walker` does, for a little endian data set of `size` bytes with ordinary elements only.
+
+    `head` is its beginning and holds all elements before the pixel data. None: something is out of the ordinary, or
+    lies beyond `head`; ask `Walker`, which agrees with this wherever this answers. It is here because a receiver does
+    it for every image: a tenth of the Walker's time, a loop without a call per element.
+    """
+    explicit, at, have = encoding.explicit, 0, len(head)
+    values: dict[int, bytes] = {}
+    if not encoding.little or (not explicit and (head[4:6] in _SHORT_VR or head[4:6] in _LONG_VR)):
+        return None
+    while at + 12 <= have:
+        if explicit:
+            group, element, vr, length = _SHORT_LE(head, at)
+            value = at + 8
+            if vr in _LONG_VR:
+                length, value = _U32_LE(head, value)[0], at + 12
+            elif vr not in _SHORT_VR:
+                return None
+        else:
+            (group, element, length), value, vr = _LONG_LE(head, at), at + 8, b""
+        tag = group << 16 | element
+        if group >= 0x7FE0:
+            if tag in PIXEL_DATA:
+                return Plain(at, True, length != UNDEFINED and value + length > size, values)
+            if group == 0xFFFE:
+                return None
+        end = value + length if length != UNDEFINED else _skip_plain(head, value, encoding, vr)
+        if end is None or end > have or not group:
+            return None
+        if tag in wanted:
+            values.setdefault(tag, head[value:end])
+        at = end
+    return Plain(at, False, False, values) if at == size and at else None
+
+
+def _skip_plain(head: bytes, at: int, encoding: Encoding, vr: bytes) -> int | None:
+    return Walker(Window(io.BytesIO(head)), encoding)._skip(at, encoding.explicit and vr != b"UN")

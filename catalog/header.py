@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from catalog.elements import DEFLATED, EXPLICIT_LE, Element, Encoding, Walker, Window, inflate
+from catalog.elements import DEFLATED, EXPLICIT_LE, Element, Encoding, Walker, Window, inflate, plain
 from catalog.errors import HeaderError
 from catalog.keys import HEADER_KEYS, Key, Level
 from catalog.text import INDEXED_LENGTH, clean, decode, name_key, terms_of
 
 HEADER_CAP = 65536  # bytes of encoded elements that are registered
+HEAD = HEADER_CAP + 12  # so many bytes of a data set are enough for `extract_plain`
 _LONG_TEXT = 10240  # characters; LT's own limit (PS3.5 6.2)
 _CHARSET, _SOP_CLASS, _INSTANCE, _STUDY, _SERIES = 0x00080005, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
-_UNIQUE = (_SOP_CLASS, _INSTANCE, _STUDY, _SERIES)
+_UNIQUE = frozenset((_SOP_CLASS, _INSTANCE, _STUDY, _SERIES))
 _OLD_DATE = re.compile(r"(\d{4})\.(\d{2})\.(\d{2})")
 _OLD_TIME = re.compile(r"\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?")
 _BINARY = {b"US": 2, b"UL": 4}
@@ -116,6 +117,31 @@ def extract(stream: BinaryIO, transfer_syntax: str, *, length: int | None = None
         study_uid=unique.get(_STUDY) or None,
         series_uid=unique.get(_SERIES) or None,
         cut=walker.cut,
+    )
+
+
+def extract_plain(head: bytes, transfer_syntax: str, *, length: int) -> ExtractedHeader | None:
+    """Cut the header out of the first bytes of a data set of `length` bytes, as nearly every one allows.
+
+    `head` has `HEAD` bytes, or all of them when they are fewer. None: only `extract` can tell.
+    """
+    if transfer_syntax in DEFLATED:
+        return None
+    encoding = Encoding.of(transfer_syntax)
+    found = plain(head, encoding, size=length, wanted=_UNIQUE)
+    if found is None or found.end > HEADER_CAP:
+        return None
+    unique = {tag: uid_text(value) or None for tag, value in found.values.items()}
+    return ExtractedHeader(
+        raw=head[: found.end],
+        syntax=encoding.syntax,
+        complete=True,
+        pixel_offset_in_dataset=found.end if found.pixels else None,
+        sop_class_uid=unique.get(_SOP_CLASS),
+        instance_uid=unique.get(_INSTANCE),
+        study_uid=unique.get(_STUDY),
+        series_uid=unique.get(_SERIES),
+        cut=found.cut,
     )
 
 

@@ -18,7 +18,7 @@ from pydicom.filereader import read_file_meta_info
 
 from catalog.elements import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from catalog.errors import HeaderError
-from catalog.header import HEADER_CAP, columns, extract
+from catalog.header import HEAD, HEADER_CAP, ExtractedHeader, columns, extract, extract_plain
 from catalog.keys import HEADER_KEYS
 from tests.helpers.catalogrecords import encoded
 
@@ -292,3 +292,70 @@ def test_any_damage(damage: list[tuple[int, int]]) -> None:
         for value in level.values():
             assert not (isinstance(value, str) and "\0" in value)
             str(value).encode()
+
+
+# --- the quick way, which a receiver tries first ---------------------------------------------------------------------
+
+
+def _both_ways(data: bytes, syntax: str) -> tuple[ExtractedHeader | None, ExtractedHeader | None]:
+    """What the quick way says, and what the careful one does (None for no data set)."""
+    quick = extract_plain(data[:HEAD], syntax, length=len(data))
+    try:
+        return quick, extract(io.BytesIO(data), syntax, length=len(data))
+    except HeaderError:
+        return quick, None
+
+
+def test_the_quick_way_says_the_same_or_nothing(tmp_path: Path) -> None:
+    arguments = ("--modality", "CT,MR,CR,US,SC,SR,PDF", "--syntax", "explicit,implicit,big,deflated,rle")
+    files = synth(tmp_path / "a", "--studies", "35", "--instances", "1", *arguments)
+    files += synth(tmp_path / "b", "--odd", "all")
+    if DATA.exists():
+        files += [path for path in sorted(DATA.rglob("*")) if path.is_file()][::3]
+    quick_ones = 0
+    for path in files:
+        try:
+            stream, syntax = opened(path)
+        except (ValueError, OSError, AttributeError, pydicom.errors.InvalidDicomError):
+            continue
+        data = stream.getvalue()
+        for end in (len(data), len(data) - 2, len(data) // 2, 700, 8):  # and where a transfer was cut
+            quick, careful = _both_ways(data[:end], syntax)
+            assert quick is None or quick == careful, (path, end)
+            quick_ones += quick is not None and end == len(data)
+    assert quick_ones >= 21, "the quick way is for ordinary images, and there are some"
+
+
+_VRS = st.sampled_from([b"UI", b"LO", b"US", b"OW", b"SQ", b"UN", b"UT", b"XX", b"\0\0", b"ox"])
+_TAGS = st.sampled_from(
+    [0x00020010, 0x00080018, 0x00080016, 0x0020000D, 0x0020000E, 0x00091001, 0x7FDF0010, 0x7FE00010, 0x7FE00001]
+    + [0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0x00000000]
+)
+_LENGTHS = st.sampled_from([0, 2, 8, 300, 0xFFFF, 0xFFFFFFFF])
+
+
+@given(st.lists(st.tuples(_TAGS, _VRS, _LENGTHS, st.integers(0, 12)), max_size=8), st.booleans(), st.binary(max_size=9))
+@settings(max_examples=400, deadline=None)
+def test_the_quick_way_agrees_on_whatever_a_sender_makes(
+    elements: list[tuple[int, bytes, int, int]], explicit: bool, tail: bytes
+) -> None:
+    data = b""
+    for tag, vr, length, given_bytes in elements:
+        data += (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+        if not explicit:
+            data += length.to_bytes(4, "little")
+        elif vr in (b"OW", b"SQ", b"UN", b"UT"):
+            data += vr + b"\0\0" + length.to_bytes(4, "little")
+        else:
+            data += vr + min(length, 0xFFFF).to_bytes(2, "little")
+        data += bytes(range(1, given_bytes + 1)) if given_bytes != length else bytes(length)
+    quick, careful = _both_ways(data + tail, EXPLICIT_LE if explicit else IMPLICIT_LE)
+    assert quick is None or quick == careful
+
+
+def test_the_quick_way_leaves_what_is_too_large_to_the_careful_one() -> None:
+    big = b"\x09\0\x01\x10UT\0\0" + HEADER_CAP.to_bytes(4, "little") + bytes(HEADER_CAP)
+    assert extract_plain((big + PIXELS)[:HEAD], EXPLICIT_LE, length=len(big + PIXELS)) is None
+    fits = b"\x09\0\x01\x10UT\0\0" + (HEADER_CAP - 12).to_bytes(4, "little") + bytes(HEADER_CAP - 12)
+    quick, careful = _both_ways(fits + PIXELS, EXPLICIT_LE)
+    assert quick is not None and quick == careful and len(quick.raw) == HEADER_CAP
