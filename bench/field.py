@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -18,6 +19,8 @@ from bench.report import NotMeasured
 from bench.senders import send
 
 T = TypeVar("T")
+TLS = "-tls"
+"""How the keys of servers end whose port is for DICOM TLS alone."""
 
 
 class Field:
@@ -28,13 +31,15 @@ class Field:
         self._missing: dict[str, str] = {}
 
     def __enter__(self) -> Field:
-        for key in self._servers:
-            self._start(key)
+        """Start all at once, those with TLS last: the grid's CA issues their certificates."""
+        for wave in (False, True):
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(self._start, (key for key in self._servers if key.endswith(TLS) == wave)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for server in self._servers.values():
-            self._stop(server)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._stop, self._servers.values()))
 
     def __getitem__(self, key: str) -> Server:
         """The server; NotMeasured, with the reason, when it did not start."""
@@ -54,7 +59,7 @@ class Field:
             if key in self._missing:
                 continue
             try:
-                door = server.door(tls=key.endswith("-tls"))
+                door = server.door(tls=key.endswith(TLS))
                 send(images.take(min(images.count, 16), 1), door, nodelay=True)
                 server.settle()
                 server.clean()

@@ -3,7 +3,8 @@
 Three cells for each server and round: storing alone, retrieving alone, and both at once, where retrieving goes on until
 the last sender was released. The destination of the C-MOVE is DCMTK's storescp, the same for every server. dgis has the
 older images on its storage elements, not in its spool any more, so that it fetches them over mutual TLS. Every stored
-image must be found afterwards, every image of a completed move must have arrived.
+image must be found afterwards, every image of a completed move must have arrived. dcmqrscp retrieves only: see
+`bench.peers.DcmtkServer` for why it cannot take four senders.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _fill(run, field, held)
             for round_number in range(options.rounds):
                 for row in rotated(ROWS, round_number):
-                    for case in CASES:
+                    for case in CASES if row != DCMQRSCP else (ALONE_MOVE,):
                         _cell(run, field, Cell(row, case, round_number, held, new, place / "out"))
     return run.finish(tables, plots)
 
@@ -138,7 +139,7 @@ def _fill(run: Run, field: Field, held: ImageSet) -> None:
     for row, key in ROWS.items():
         try:
             server = field[key]
-            send(held.take(held.count, SENDERS), server.door(), nodelay=True)
+            send(held.take(held.count, 1), server.door(), nodelay=True)
             server.settle()
         except Exception as error:  # noqa: BLE001  the cells of this server will fail and say so
             print(f"{run.name}: {row}: filling failed: {error}", file=sys.stderr)

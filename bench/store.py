@@ -8,6 +8,7 @@ rows "as installed" have no TCP_NODELAY in the environment of clients and peer, 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from bench.field import Field, Place, quiet_disk, rotated
 from bench.images import KIB, ImageSet, label
 from bench.peers import DcmtkServer, GridServer, OrthancServer, People, Server
 from bench.plot import Bars, save_bars
-from bench.report import Options, Row, Run, Table, median, number, ratio, total
+from bench.report import Options, Row, Run, Table, add_arguments, median, number, ratio, total
 from bench.senders import send
 from bench.usage import Meter
 
@@ -38,12 +39,13 @@ STORESCP, DCMQRSCP = "DCMTK storescp", "DCMTK dcmqrscp"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A row: which server, by which port, and whether the clients have TCP_NODELAY."""
+    """A row: which server, by which port, whether the clients have TCP_NODELAY, and how many of them at most."""
 
     row: str
     key: str
     tls: bool = False
     nodelay: bool = True
+    most_senders: int = 16
 
 
 CONTENDERS = (
@@ -52,7 +54,7 @@ CONTENDERS = (
     Contender(ORTHANC, "orthanc"),
     Contender(STOCK, "orthanc-stock", nodelay=False),
     Contender(STORESCP, "storescp"),
-    Contender(DCMQRSCP, "dcmqrscp"),
+    Contender(DCMQRSCP, "dcmqrscp", most_senders=1),  # see DcmtkServer: more would overwrite each other's files
     Contender(DGIS, "dgis", tls=True),
     Contender(ORTHANC, "orthanc-tls", tls=True),
     Contender(STORESCP, "storescp-tls", tls=True),
@@ -79,9 +81,13 @@ class Sample:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write store.json and its plots; the exit code."""
-    options = Options.parse(argv)
+    parser = argparse.ArgumentParser(prog="python -m bench.store", description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--sizes", type=lambda text: [int(n) * KIB for n in text.split(",")], help="KiB: 4,128,512")
+    found = parser.parse_args(argv)
+    options = Options.of(found)
     run = Run.begin(NAME, options)
-    for size in (128 * KIB,) if options.quick else SIZES:
+    for size in found.sizes or ((128 * KIB,) if options.quick else SIZES):
         with Place() as place:
             _size(run, place, size)
     return run.finish(tables, plots)
@@ -118,6 +124,8 @@ def _size(run: Run, place: Path, size: int) -> None:
 
 def _round(run: Run, field: Field, images: ImageSet, senders: int, round_number: int) -> None:
     for row in rotated(CONTENDERS, round_number):
+        if senders > row.most_senders:
+            continue
         images.renew()
         count = 32 if run.options.quick else COUNTS[images.size][senders]
         if row.row == STOCK:
