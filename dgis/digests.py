@@ -23,7 +23,7 @@ class ObjectDigests:
         self._chunks: list[str] = []
         self.size = len(meta)
 
-    def update(self, data: bytes | memoryview) -> None:
+    def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the data set."""
         self._data.update(data)
         if self.size + len(data) <= CHUNK:
