@@ -13,8 +13,11 @@ from pathlib import Path
 
 from storage_provider.errors import LocalFault, NoSpace
 
+Pathlike = Path | str
+"""Strings where an object passes: a Path costs 5 to 10 microseconds for each step, a system call often less."""
 
-def fsync_dir(path: Path) -> None:
+
+def fsync_dir(path: Pathlike) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -23,7 +26,7 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def sync(path: Path) -> None:
+def sync(path: Pathlike) -> None:
     """Make a file's bytes durable."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -68,7 +71,7 @@ def _spread(folder: Path) -> None:
         os.close(fd)
 
 
-def create(path: Path) -> int:
+def create(path: Pathlike) -> int:
     """Open a new private file for reading and writing; it must not exist."""
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
@@ -85,29 +88,41 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 class Folders:
     """Makes the folders below `top` durable, each once; thread-safe (doing it twice is harmless)."""
 
-    def __init__(self, top: Path) -> None:
-        self._top = top
-        self._durable: set[Path] = {top}
+    def __init__(self, top: Pathlike) -> None:
+        self._durable = {str(top)}
+        self._made: set[str] = set()
 
-    def make(self, folder: Path) -> None:
+    def make(self, folder: str) -> None:
         """Make a folder and its parents; they are durable only after `settle`."""
-        if folder not in self._durable:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder in self._durable or folder in self._made:
+            return
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            self.make(os.path.dirname(folder))
+            with suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+        self._made.add(folder)
 
-    def settle(self, folder: Path) -> None:
+    def settle(self, folder: str) -> None:
         """Make sure that the folder survives power loss: sync the names of each one above it, from the top."""
         if folder not in self._durable:
-            self.settle(folder.parent)
-            fsync_dir(folder.parent)
+            parent = os.path.dirname(folder)
+            self.settle(parent)
+            fsync_dir(parent)
             self._durable.add(folder)
+            self._made.discard(folder)
 
 
-def publish(source: Path, target: Path, folders: Folders) -> None:
+def publish(source: Pathlike, target: str, folders: Folders) -> None:
     """Rename a synced file to its final name, durably; missing folders are made."""
-    folders.make(target.parent)
-    folders.settle(target.parent)
+    folder = os.path.dirname(target)
+    folders.make(folder)
+    folders.settle(folder)
     os.replace(source, target)
-    fsync_dir(target.parent)
+    fsync_dir(folder)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -40,6 +40,8 @@ class Landing:
         self._hashed = 0
         self._hashing = False
         self._spoilt = False
+        self.torn = False
+        """Whether there may be bytes in the file beyond those that count: of a write that failed, or was cut off."""
 
     @property
     def received(self) -> Ranges:
@@ -63,13 +65,17 @@ class Landing:
         view = memoryview(data)
         end = offset + len(view)
         with disk_errors(self._key):
-            with self._alone(offset, end):
-                for start, stop in self._meet(offset, view):
-                    write_at(self.fd, view[start - offset : stop - offset], start)
-                with self._lock:
-                    self._received = self._received.add(offset, end)
-                    if len(self._received.spans) > _MOST_SPANS:
-                        raise Refused("the bytes come in too many scattered pieces", key=self._key)
+            try:
+                with self._alone(offset, end):
+                    for start, stop in self._meet(offset, view):
+                        write_at(self.fd, view[start - offset : stop - offset], start)
+                    with self._lock:
+                        self._received = self._received.add(offset, end)
+                        if len(self._received.spans) > _MOST_SPANS:
+                            raise Refused("the bytes come in too many scattered pieces", key=self._key)
+            except BaseException:
+                self.torn = True
+                raise
             self._follow(offset, view)
 
     def cut(self, size: int) -> None:
@@ -77,6 +83,7 @@ class Landing:
         with self._lock:
             self._received = self._received.intersect(0, size)
             self._spoilt = self._spoilt or self._hashed > size
+            self.torn = True
 
     def digest(self) -> str:
         """Return the SHA-256 of the gapless front, when nobody is writing; reads what was not hashed on the way."""

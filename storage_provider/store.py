@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import threading
@@ -18,7 +19,17 @@ from pathlib import Path
 
 from storage_provider.channel import Space, Stat, Stored
 from storage_provider.checksum import sha256_of
-from storage_provider.disk import Folders, create, disk_errors, fsync_dir, make_apart, publish, sync, write_at
+from storage_provider.disk import (
+    Folders,
+    Pathlike,
+    create,
+    disk_errors,
+    fsync_dir,
+    make_apart,
+    publish,
+    sync,
+    write_at,
+)
 from storage_provider.errors import Corrupt, LocalFault, NotFound, Refused
 from storage_provider.keys import is_sha256, object_key, parse_key, parse_prefix
 from storage_provider.space import Ledger
@@ -39,7 +50,9 @@ class Store:
         for directory in (self._objects, root / "uploads"):
             if not directory.exists():
                 make_apart(directory)
-        self._folders = Folders(self._objects)
+        self._top = str(self._objects)
+        self._folders = Folders(self._top)
+        self._numbers = itertools.count()
         if self._stage.exists():
             for orphan in self._stage.iterdir():
                 orphan.unlink()
@@ -57,25 +70,29 @@ class Store:
         self.ledger.promise(size)
         try:
             with disk_errors(key):
-                path = self._stage / f"{secrets.token_hex(12)}.part"
+                path = Path(self.place())
                 return Incoming(self, key=key, sha256=sha256, size=size, path=path, fd=create(path))
         except BaseException:
             self.ledger.release(size)
             raise
 
-    def adopt(self, source: Path, key: str, size: int) -> tuple[Stored, bool]:
+    def place(self) -> str:
+        """Return a new name on the stage; it is emptied at start, and nobody else writes there."""
+        return f"{self._stage}/{next(self._numbers):08x}.part"
+
+    def adopt(self, source: Pathlike, key: str, size: int) -> tuple[Stored, bool]:
         """Take a synced, verified file of this file system in under its key; (what is there, whether it is new).
 
         The room must have been promised; it is settled here, also on failure. Idempotent: what is there already is
         read again and, when it is no longer what it should be, replaced.
         """
-        target = self._objects / key
+        target = f"{self._top}/{key}"
         settled = False
         try:
             with disk_errors(key), self._lock(key):
                 existing = _size_of(target)
-                if existing is not None and existing == size and sha256_of(target) == parse_key(key):
-                    source.unlink()
+                if existing is not None and existing == size and sha256_of(Path(target)) == parse_key(key):
+                    os.unlink(source)
                     return self._stored(key, size), False
                 publish(source, target, self._folders)
                 self.ledger.keep(size, replaced=existing or 0)
@@ -89,7 +106,7 @@ class Store:
         """Take in an object that `bring` writes to a path of the stage; verified by re-reading it from disk."""
         parse_key(key)
         self.ledger.promise(size)
-        path = self._stage / f"{secrets.token_hex(12)}.part"
+        path = Path(self.place())
         try:
             bring(path)
             with disk_errors(key):
@@ -104,7 +121,7 @@ class Store:
 
     def prepare(self, key: str) -> None:
         """Make the folder that will hold an object."""
-        self._folders.make((self._objects / key).parent)
+        self._folders.make(f"{self._top}/{key.rpartition('/')[0]}")
 
     def confirm(self, key: str, size: int) -> Stored | None:
         """Return the object when it is there and its size and re-read digest are right; None otherwise."""
@@ -186,7 +203,7 @@ class Store:
         return self._locks[int(key[-2:], 16) % _LOCKS]
 
     def _stored(self, key: str, size: int) -> Stored:
-        return Stored(key=key, size=size, sha256=parse_key(key), verified_at=datetime.now(UTC))
+        return Stored(key=key, size=size, sha256=key[-64:], verified_at=datetime.now(UTC))
 
     def _walk(self, prefix: str, after: str) -> Iterator[tuple[str, os.stat_result]]:
         top = self._objects / "v1"
@@ -261,8 +278,9 @@ class Incoming:
         self._shut()
         try:
             return self._store.adopt(self._path, self._key, self._size)
-        finally:
+        except BaseException:
             self._path.unlink(missing_ok=True)
+            raise
 
     def abort(self) -> None:
         """Throw the staged bytes away and give the room back; harmless when ended already."""
@@ -291,7 +309,7 @@ def _claim(root: Path) -> int:
     return fd
 
 
-def _size_of(path: Path) -> int | None:
+def _size_of(path: Pathlike) -> int | None:
     try:
         return os.stat(path, follow_symlinks=False).st_size
     except FileNotFoundError:

@@ -6,7 +6,7 @@ Both are `writing.Target`s; the third one, a part, is in parts.py.
 from __future__ import annotations
 
 import os
-import secrets
+from contextlib import suppress
 
 from storage_provider.channel import ObjectSpec, Stored
 from storage_provider.disk import create, disk_errors
@@ -28,7 +28,7 @@ class StagedTarget:
         self._sha256 = parse_key(key)
         self._size = size
         self._room = Room(store.ledger, size or 0)
-        self._path = store.root / "stage" / f"{secrets.token_hex(12)}.part"
+        self._path = store.place()
         try:
             with disk_errors(key):
                 self.landing = Landing(create(self._path), rewrite=size is None, key=key)
@@ -56,7 +56,8 @@ class StagedTarget:
             with disk_errors(self._key):
                 # The folders first: syncing the file then syncs them too on a journalling file system
                 self._store.prepare(self._key)
-                os.ftruncate(self.landing.fd, size)  # a write that failed half way may have left more
+                if self.landing.torn:
+                    os.ftruncate(self.landing.fd, size)
                 os.fsync(self.landing.fd)
         except BaseException:
             self.drop()
@@ -65,8 +66,9 @@ class StagedTarget:
         self._room.fit(size)
         try:
             return self._store.adopt(self._path, self._key, size)
-        finally:
-            self._path.unlink(missing_ok=True)
+        except BaseException:
+            self._remove()
+            raise
 
     def keep(self) -> None:
         """See Target: nothing can be kept."""
@@ -75,8 +77,12 @@ class StagedTarget:
     def drop(self) -> None:
         """See Target."""
         os.close(self.landing.fd)
-        self._path.unlink(missing_ok=True)
+        self._remove()
         self._room.give_back()
+
+    def _remove(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
 
 
 class UploadTarget:

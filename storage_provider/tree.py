@@ -6,6 +6,7 @@ Every operation asks anew who the party is and whether it may. Blocking, thread-
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ Identify = Callable[[], tuple[Peer, Permit | None]]
 """Who the party is by now and the permit it has shown; raises Denied when it is refused."""
 
 DIGESTS = ("sha256", "sha512", "sha1", "md5", "adler32")
+_NUMBERS = itertools.count()
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -135,7 +137,7 @@ class Tree:
         area, party = self._admit(place, "write")
         name = writer_name(party.owner, place.inside or place.key)
         if place.kind == "object" and (size is None or size <= SINGLE_PUT_BYTES):
-            name += f" {os.urandom(8).hex()}"  # nothing to resume, so nobody's way to stand in
+            name += f" {next(_NUMBERS)}"  # nothing to resume, so nobody's way to stand in
 
         def make() -> Writing:
             target = self._target(place, area, party, size, fresh)
