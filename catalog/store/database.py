@@ -37,6 +37,7 @@ from catalog.errors import CatalogError, CatalogUnavailable
 _WRITER_LOCK = 0x64676973  # "dgis": the advisory lock of the one writer
 _WAIT_SECONDS = 30
 _BACKGROUND = 4  # threads that finish finding what a query matches
+_COURTESY = 0.02
 T = TypeVar("T")
 MOST_ALTERNATIVES = 100  # SQLite parses OR as a tree of depth one each, up to a thousand; a wild name needs seven
 
@@ -114,11 +115,15 @@ class Database:
         gathered = func.json_group_array(found) if self.is_sqlite else sql_cast(func.json_agg(found), Text)
         return list(json.loads(connection.execute(select(gathered)).scalar_one() or "[]"))
 
-    def in_background(self, transaction: ExitStack, call: Callable[[], T]) -> Future[T]:
-        """Go on with a reading transaction in another thread, and end it there, whoever waits for the outcome."""
+    def in_background(self, transaction: ExitStack, call: Callable[[], T], *, when: threading.Event) -> Future[T]:
+        """Go on with a reading transaction in another thread, and end it there, whoever waits for the outcome.
+
+        It begins `when` that is set, and after 20 ms anyhow.
+        """
 
         def finished() -> T:
             with transaction:
+                when.wait(_COURTESY)
                 return call()
 
         return self._background.submit(finished)

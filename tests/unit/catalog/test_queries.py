@@ -337,7 +337,7 @@ def _instances(*uids: str):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def many(store: Store) -> Store:
-    """160 studies, more than the first page and less than the second; each name has two groups that begin alike."""
+    """160 studies, more than the first page; each name has two groups that begin alike."""
     store.register([prepare(record(f"9.{n}", study=f"9.{n}", series=f"9.{n}.1", patient_id=f"M{n}",
                                    name=f"Long^N{n}=Long^M{n}", StudyDate=f"2024{n % 12 + 1:02d}01"))
                     for n in range(160)])  # fmt: skip
@@ -353,7 +353,7 @@ def test_an_answer_of_several_pages_has_every_entity_once(many: Store) -> None:
     for level, key in (("PATIENT", "PatientID"), ("SERIES", "SeriesInstanceUID"), ("IMAGE", "SOPInstanceUID")):
         rows = ask(many, level, name, keys=(key,))  # type: ignore[arg-type]
         assert len(rows) == len({row[key] for row in rows}) == 160
-    for limit in (0, 1, 49, 50, 51, 100, 159, 160, 161):
+    for limit in (0, 1, 19, 20, 21, 100, 159, 160, 161):
         found = list(many.query(Query(level="STUDY", keys=("StudyInstanceUID",), matches=(name,), limit=limit)))
         assert found[-1] == End(min(limit, 160), limit < 160)
         assert len({row["StudyInstanceUID"] for row in found if not isinstance(row, End)}) == min(limit, 160)
