@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import secrets
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -74,6 +76,24 @@ class SharedSync:
             self._changed.notify_all()
 
 
+# Linux's FS_IOC_GETFLAGS and FS_IOC_SETFLAGS, and the flag that `chattr +T` sets
+_GET_FLAGS, _SET_FLAGS, _TOP = 0x80086601, 0x40086602, 0x00020000
+_A_PART = 2048
+
+
+def spread(folder: Path) -> None:
+    """Have what is made in `folder` lie in parts of the disk of its own, where the file system knows that (ext4)."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = bytearray(8)
+            fcntl.ioctl(fd, _GET_FLAGS, flags)
+            there = int.from_bytes(flags[:4], sys.byteorder)
+            fcntl.ioctl(fd, _SET_FLAGS, (there | _TOP).to_bytes(4, sys.byteorder))
+        finally:
+            os.close(fd)
+
+
 class Lock:
     """An flock on `path`, held until `release` or the end of the process; take it after fork, not before."""
 
@@ -114,6 +134,45 @@ class WorkDirectory:
         """Remove the directory and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
+
+
+class Numbered:
+    """Numbered names for new files in folders below a work directory, a fresh folder for every 2048. Thread-safe.
+
+    ext4 makes a file near its folder, and without a journal it first looks at every inode that was freed there in the
+    last minutes: up to 0.5 ms a file beside a spool that frees thousands, 0.01 ms in a folder elsewhere (measured).
+    """
+
+    def __init__(self) -> None:
+        """Make nothing yet."""
+        self._lock = threading.Lock()
+        self._work: WorkDirectory | None = None
+        self._folders: list[str] = []
+        self._count = 0
+
+    def next(self, work: WorkDirectory) -> tuple[str, str]:
+        """Return (path, name) of a file to make below `work`; the name is of this process alone. Raises OSError."""
+        with self._lock:
+            if work is not self._work:
+                spread(work.path)
+                self._work, self._folders = work, []
+            if not self._folders or self._count % _A_PART == 0:
+                self._turn(work)
+            self._count += 1
+            return f"{self._folders[-1]}/{self._count:08d}", f"{work.token}-{self._count:08d}"
+
+    def _turn(self, work: WorkDirectory) -> None:
+        left = [folder for folder in self._folders if not _removed(folder)]  # an object may still be under way there
+        folder = os.fspath(work.path / secrets.token_hex(4))
+        os.mkdir(folder, 0o700)
+        self._folders = [*left, folder]
+
+
+def _removed(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        return True
+    return False
 
 
 class ProcessDirectory:

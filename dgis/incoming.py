@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import zstandard
 
@@ -43,7 +44,7 @@ class SpoolEntry:
     record: SpoolRecord
 
 
-Publish = Callable[[Path, SpoolRecord], SpoolEntry]
+Publish = Callable[[SpoolRecord], SpoolEntry]
 
 
 class Room(Protocol):
@@ -63,7 +64,7 @@ class Incoming:
     from `write` or `commit` nothing of the object is left in the spool.
     """
 
-    def __init__(self, arrival: Arrival, path: Path, *, room: Room, publish: Publish) -> None:
+    def __init__(self, arrival: Arrival, path: str, *, room: Room, publish: Publish) -> None:
         """Stage at `path`; `publish` moves the sealed file into the inbox and makes the move durable."""
         self.arrival = arrival
         self._path = path
@@ -104,8 +105,12 @@ class Incoming:
             self._parts.append(bytes(data))
             if self._pending >= _FLUSH_BYTES or len(self._parts) >= _FLUSH_PARTS:
                 self._flush()
-        except BaseException as error:
-            self._failed(error, "cannot write to the spool")
+        except OSError as error:
+            self.abort()
+            raise spool_error(error, "cannot write to the spool") from error
+        except BaseException:
+            self.abort()
+            raise
 
     def commit(self) -> SpoolEntry:
         """Check the data set, seal the file and move it into the inbox; on return it survives power loss.
@@ -118,11 +123,15 @@ class Incoming:
             self._pending += len(self._parts[-1])
             self._flush()
             os.fsync(self._fd)
-            entry = self._publish(self._path, record)
+            entry = self._publish(record)
             self._close()
             return entry
-        except BaseException as error:
-            self._failed(error, "cannot commit to the spool")
+        except OSError as error:
+            self.abort()
+            raise spool_error(error, "cannot commit to the spool") from error
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Forget the object; safe at any time, also after `commit` (then it does nothing)."""
@@ -130,15 +139,9 @@ class Incoming:
             return
         self._close()
         self._parts.clear()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
         self._room.give_back(self._taken)
-
-    def _failed(self, error: BaseException, doing: str) -> NoReturn:
-        """Forget the object, then raise `error` as what the edge knows."""
-        self.abort()
-        if isinstance(error, OSError):
-            raise spool_error(error, doing) from error
-        raise error
 
     def _flush(self) -> None:
         parts, self._parts = self._parts, []

@@ -1,6 +1,6 @@
 """The durable inbox that receivers and the worker share: a directory, and nothing else.
 
-    incoming/<process>/   objects being received; locked by their process, removed when it is gone
+    incoming/<process>/   folders of objects being received; locked by their process, removed when it is gone
     inbox/                committed, not yet in the catalog; one rename puts an object here, names sort by arrival
     registered/ab/<sha>   in the catalog, not yet safe on enough storage elements; content-addressed
     rejected/             the catalog refused them; kept, with the reason beside (<name>.why)
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgis.disk import ProcessDirectory, SharedSync, fsync_directory, remove_stale, spool_error
+from dgis.disk import Numbered, ProcessDirectory, SharedSync, fsync_directory, remove_stale, spool_error
 from dgis.errors import DamagedEntry, SpoolFull
 from dgis.incoming import Incoming, SpoolEntry
 from dgis.quota import SpoolRoom, walk
@@ -55,7 +55,8 @@ class Spool:
         self._room = SpoolRoom(root, limit_bytes=limit_bytes, reserve_bytes=reserve_bytes)
         self._lock = threading.Lock()
         self._incoming = ProcessDirectory(root / "incoming")
-        self._counter = 0
+        self._numbered = Numbered()
+        self._inbox = os.fspath(root / "inbox")
         self._last_ns = 0
         try:
             for name in _DIRECTORIES:
@@ -71,10 +72,10 @@ class Spool:
         """Start one object. Raises SpoolFull before its first byte when there is no room, SpoolError, BadDataSet."""
         try:
             self._room.check()
-            path = self._incoming_path()
+            path, name = self._numbered.next(self._incoming.get())
         except OSError as error:
             raise spool_error(error, "cannot use the spool") from error
-        return Incoming(arrival, path, room=self._room, publish=self._publish)
+        return Incoming(arrival, path, room=self._room, publish=lambda record: self._publish(path, name, record))
 
     def full(self) -> str | None:
         """Say why nothing more fits now; None while something does."""
@@ -89,21 +90,15 @@ class Spool:
         """Remove this process's incoming/ directory."""
         self._incoming.close()
 
-    def _incoming_path(self) -> Path:
-        directory = self._incoming.get().path
-        with self._lock:
-            self._counter += 1
-            return directory / f"{self._counter:08d}"
-
-    def _publish(self, path: Path, record: SpoolRecord) -> SpoolEntry:
+    def _publish(self, path: str, own_name: str, record: SpoolRecord) -> SpoolEntry:
         with self._lock:
             self._last_ns = max(self._last_ns + 1, time.time_ns())
-            name = f"{self._last_ns:020d}-{path.parent.name}-{path.name}"
-            target = self.root / "inbox" / name
+            name = f"{self._last_ns:020d}-{own_name}"
+            target = f"{self._inbox}/{name}"
             # Under the lock: a later name must not become visible before an earlier one of this process.
             os.rename(path, target)
         self._inbox_sync.wait()
-        return SpoolEntry(name, target, record)
+        return SpoolEntry(name, Path(target), record)
 
     # --- the inbox ---------------------------------------------------------------------------------------------
 

@@ -345,3 +345,20 @@ def test_one_lock_holder_only(tmp_path: Path) -> None:
         Lock(tmp_path / "lock")
     lock.release()
     Lock(tmp_path / "lock").release()
+
+
+def test_objects_on_their_way_in_move_to_a_fresh_folder_now_and_then_and_the_old_one_goes(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgis.disk._A_PART", 4)
+    slow = spool.begin(arrival("1.1"))  # under way while the others come and go
+    for n in range(2, 12):
+        store(spool, f"1.{n}", data=data_set(f"1.{n}"))
+    folders = [p for p in (spool.root / "incoming").glob("*/*") if p.is_dir()]
+    assert len(folders) == 2, "the one in use, and the one with an object in it"
+    slow.write(data_set("1.1"))
+    slow.commit()
+    for n in range(12, 16):
+        store(spool, f"1.{n}", data=data_set(f"1.{n}"))
+    assert len([p for p in (spool.root / "incoming").glob("*/*") if p.is_dir()]) == 1
+    assert len(list(spool.inbox())) == 15
