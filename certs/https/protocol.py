@@ -1,7 +1,8 @@
-"""uvicorn, taught three things: the verified chain of each connection, patience with an end, and our TLS context.
+"""uvicorn, taught four things: each connection's verified chain, patience with an end, our TLS context, large bodies.
 
 A request head that does not arrive in time or grows too long, and a body that stalls, end the connection. Peers that
-stop reading are cut by the kernel (TCP_USER_TIMEOUT).
+stop reading are cut by the kernel (TCP_USER_TIMEOUT). A body of known length is decrypted into the block that the
+application gets; only heads, and bodies in chunks, go through the parser.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import ssl
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from uvicorn import Config, Server
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -23,6 +27,7 @@ from certs.descriptors import descriptor_limit
 from certs.errors import ConfigError, TrustError
 from certs.https.access import STATE_KEY, Connection
 from certs.https.arrivals import Arrivals, Room, Seat
+from certs.https.cycle import Cycle
 from certs.https.problem import MEDIA_TYPE, ProblemError
 from certs.log import get_log
 from certs.tls import chain_of
@@ -38,14 +43,25 @@ _BACKLOG = 2048
 _STOP_WITHIN = 4
 _TICKS_PER_SWEEP = 10  # uvicorn ticks every 0.1 s
 _TICKS_PER_WATCH = 6000
+_HEAD_READ = 64 * 1024
+# A body is received into blocks of this size: as much as asyncio reads of a TLS connection at once
+_BODY_READ = 256 * 1024
 
 
-class MtlsProtocol(HttpToolsProtocol):
+class MtlsProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     """HTTP/1.1 over mutual TLS: ``scope["state"]`` carries the connection's verified chain."""
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], seat: Seat) -> None:
+    cycle: Cycle
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], seat: Seat, scratch: memoryview
+    ) -> None:
+        """``scratch`` is where heads are received, one for all connections of the loop."""
         super().__init__(config, server_state, app_state)
         self._seat = seat
+        self._scratch = scratch
+        self._body_left = 0  # of a body whose length was declared
+        self._block = memoryview(b"")  # what is free of the block that the body is received into
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         self._seat.taken = True
@@ -65,9 +81,32 @@ class MtlsProtocol(HttpToolsProtocol):
         self._seat.leave()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where what comes next belongs; never more room than is left of a body."""
+        if not self._body_left:
+            return self._scratch
+        if not self._block:
+            self._block = memoryview(bytearray(min(self._body_left, _BODY_READ)))
+        return self._block
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what came."""
+        if not self._body_left:
+            self.data_received(self._scratch[:nbytes])
+            return
         self._last_data = self.loop.time()
-        super().data_received(data)
+        self._body_left -= nbytes
+        block, self._block = self._block[:nbytes], self._block[nbytes:]
+        if not self.cycle.response_complete and self.cycle.feed(block):
+            self.flow.pause_reading()
+        if not self._body_left:
+            self._block = memoryview(b"")
+            self.on_message_complete()
+            self.parser = _new_parser(self)  # the old one still waits for the body
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        self._last_data = self.loop.time()
+        super().data_received(data)  # type: ignore[arg-type]  # the parser takes any buffer, and copies
         if self._head_open:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
@@ -80,9 +119,51 @@ class MtlsProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        """Start the application, or put the request behind the one before it (as uvicorn does, with our cycle)."""
         self._head_open = False
         self._seat.spoke()
-        super().on_headers_complete()
+        version = self.parser.get_http_version()
+        self._complete_scope(version)
+        self._body_left = _declared_length(self.headers)
+        before = self.cycle
+        self.cycle = Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        app = service_unavailable if self._overloaded() else self.app
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, app))
+
+    def on_body(self, body: bytes) -> None:
+        """Take body bytes that came with the head, or in chunks."""
+        self._body_left -= min(len(body), self._body_left)
+        if not self.cycle.response_complete and self.cycle.feed(body):
+            self.flow.pause_reading()
+
+    def _complete_scope(self, version: str) -> None:
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"] = url.path
+        self.scope["query_string"] = url.query or b""
+
+    def _overloaded(self) -> bool:
+        most = self.limit_concurrency
+        return most is not None and (len(self.connections) >= most or len(self.tasks) >= most)
 
     def send_400_response(self, msg: str) -> None:
         self._head_open = False
@@ -116,6 +197,20 @@ class MtlsProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+def _new_parser(protocol: MtlsProtocol) -> httptools.HttpRequestParser:
+    made = httptools.HttpRequestParser(protocol)
+    made.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it: what comes after a close is ours
+    return made
+
+
+def _declared_length(headers: list[tuple[bytes, bytes]]) -> int:
+    """Return the length of a body, 0 when it comes in chunks or not at all; the parser has judged the header."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
 class GridServer(Server):
     """uvicorn's server on sockets and a TLS context of ours."""
 
@@ -136,6 +231,7 @@ class GridServer(Server):
         self._taking: list[asyncio.Task[None]] = []
         self._on_ready = on_ready
         self._on_watch = on_watch
+        self._scratch = memoryview(bytearray(_HEAD_READ))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the given sockets only; a failing application start raises ConfigError."""
@@ -157,7 +253,7 @@ class GridServer(Server):
         await super().shutdown(sockets)
 
     def _protocol(self, seat: Seat) -> MtlsProtocol:
-        return MtlsProtocol(self.config, self.server_state, self.lifespan.state, seat)
+        return MtlsProtocol(self.config, self.server_state, self.lifespan.state, seat, self._scratch)
 
     async def on_tick(self, counter: int) -> bool:
         """Look after overdue connections once a second."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import anyio.to_thread
@@ -34,6 +35,7 @@ from certs.https.access import (
     route_rules,
     rule,
 )
+from certs.https.express import GridApp
 from certs.https.gate import Gate, HttpMetrics
 from certs.https.problem import MEDIA_TYPE, ProblemError
 from certs.https.protocol import GridServer, inherited_socket, listening_socket, server_config, url_of
@@ -87,13 +89,13 @@ def create_app(
     Raises TrustError or ConfigError when trust or gridmap cannot be read.
     """
     registry = metrics_registry or CollectorRegistry()
-    app = FastAPI(title=title, version=version, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app = GridApp(title=title, version=version, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     guard = Guard(Trust(identity.trust), Gridmap(identity.gridmap))
     app.state.guard = guard
     app.state.health = _Health()
     credential = Credential(identity.cert, identity.key)
     app.state.watch = ExpiryWatch(guard.trust, credential, registry)
-    app.add_middleware(Gate, guard=guard, metrics=HttpMetrics(registry), body_limit=body_limit)
+    app.gate = partial(Gate, guard=guard, metrics=HttpMetrics(registry), body_limit=body_limit)
     _answer_problems(app)
     _add_routes(app, registry)
     add_check(app, "certificate", lambda: _check_certificate(credential))

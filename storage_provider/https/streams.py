@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -24,23 +27,74 @@ T = TypeVar("T")
 
 
 class Threads:
-    """A bounded pool for disk work."""
+    """A bounded pool for disk work; used from one event loop. Half the cost of concurrent.futures and asyncio's wraps.
+
+    A thread is started while none is idle and there are fewer than `count`.
+    """
 
     def __init__(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="disk")
+        self._count = count
+        self._threads: list[threading.Thread] = []
+        self._todo: SimpleQueue[_Job | None] = SimpleQueue()
+        self._under_way = 0
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run in a thread; when the request is cancelled meanwhile, still wait for the thread to end."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._under_way += 1
+        if self._under_way > len(self._threads) < self._count:
+            self._start()
+        self._todo.put(_Job(work, future, loop))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
+        finally:
+            self._under_way -= 1
 
     def close(self) -> None:
         """Wait for what is running."""
-        self._pool.shutdown()
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name=f"disk_{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self) -> None:
+        while (job := self._todo.get()) is not None:
+            job.do()
+            del job  # what it holds must not outlive the request
+
+
+class _Job:
+    """One piece of work and the future in the loop that waits for it."""
+
+    __slots__ = ("_future", "_loop", "_work")
+
+    def __init__(
+        self, work: Callable[[], object], future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._work = work
+        self._future = future
+        self._loop = loop
+
+    def do(self) -> None:
+        """Do it and tell the loop; a loop that is closed has nobody who waits."""
+        try:
+            outcome = self._work()
+        except BaseException as error:  # noqa: BLE001  # handed to who waits
+            tell = partial(self._future.set_exception, error)
+        else:
+            tell = partial(self._future.set_result, outcome)
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(tell)
 
 
 class Batches:
