@@ -16,6 +16,7 @@ from dgis.record import Arrival
 from dgis.spool import Spool
 
 _POLL_SECONDS = 0.02
+_FIRST_LOOK = 0.002
 _PRUNE_AT = 1024
 WAKE_PIPE = "worker.wake"
 
@@ -42,9 +43,12 @@ class Receiving:
         return self._incoming.size
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of the data set. Raises SpoolFull, SpoolError."""
-        with self._ingest.counting_refusals():
+        """Take the next bytes of the data set; the buffer may be reused at once. Raises SpoolFull, SpoolError."""
+        try:
             self._incoming.write(data)
+        except DgisError as error:
+            self._ingest.refused(error)
+            raise
 
     def commit(self) -> SpoolEntry:
         """Return when the promise holds.
@@ -52,9 +56,12 @@ class Receiving:
         Raises BadDataSet, SpoolFull, SpoolError; with `accept = "replicated"` also NotReplicated and
         RejectedByCatalog (the object then stays safe in the spool and is copied or listed later).
         """
-        with self._ingest.counting_refusals():
+        try:
             entry = self._incoming.commit()
             self._ingest.committed(entry)
+        except DgisError as error:
+            self._ingest.refused(error)
+            raise
         return entry
 
     def abort(self) -> None:
@@ -75,8 +82,11 @@ class Ingest:
 
     def begin(self, arrival: Arrival) -> Receiving:
         """Start one object; raises SpoolFull, SpoolError or BadDataSet before its first byte."""
-        with self.counting_refusals():
+        try:
             return Receiving(self, self._spool.begin(arrival))
+        except DgisError as error:
+            self.refused(error)
+            raise
 
     def settle(self, association_id: str, *, timeout: float = 2.0) -> bool:
         """Wait until what this association stored is in the catalog; False when `timeout` seconds were not enough.
@@ -87,11 +97,14 @@ class Ingest:
             names = self._unsettled.pop(association_id, set())
         if names:
             self.wake_worker()
-        deadline = time.monotonic() + timeout
-        while names := {name for name in names if self._spool.pending((name,))}:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_SECONDS)
+        deadline, pause = time.monotonic() + timeout, _FIRST_LOOK
+        while names := self._spool.still_pending(names):
+            last = (max(names),)  # registration is in order of arrival: all others go before it, or nearly all
+            while self._spool.pending(last):
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(pause)
+                pause = min(pause * 1.5, _POLL_SECONDS)
         return True
 
     def forget(self, association_id: str) -> None:
@@ -116,9 +129,9 @@ class Ingest:
         if self._promise.accept == "replicated":
             self._await_copies(entry)
 
-    def counting_refusals(self) -> contextlib.AbstractContextManager[None]:
-        """Count what leaves the block as an error, by reason."""
-        return _Refusals(self._metrics)
+    def refused(self, error: DgisError) -> None:
+        """Count what was not taken, by reason."""
+        self._metrics.refused.labels(reason=_reason(error)).inc()
 
     def _remember(self, entry: SpoolEntry) -> None:
         if not entry.record.association_id:
@@ -140,15 +153,6 @@ class Ingest:
             time.sleep(_POLL_SECONDS)
         if self._spool.failed(entry):
             raise RejectedByCatalog("the object could not be registered; it is kept for the operator")
-
-
-class _Refusals(contextlib.AbstractContextManager[None]):
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
-        if isinstance(error, DgisError):
-            self._metrics.refused.labels(reason=_reason(error)).inc()
 
 
 def _reason(error: DgisError) -> str:

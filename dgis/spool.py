@@ -127,12 +127,11 @@ class Spool:
 
     def pending(self, names: Iterable[str]) -> bool:
         """Say whether any of these entries is still in the inbox."""
-        inbox = os.fspath(self.root / "inbox")
-        return any(os.path.lexists(f"{inbox}/{name}") for name in names)
+        return any(os.path.lexists(f"{self._inbox}/{name}") for name in names)
 
     def still_pending(self, names: set[str]) -> set[str]:
         """Return those of `names` that are still in the inbox, with one listing."""
-        return names.intersection(os.listdir(self.root / "inbox"))
+        return names.intersection(os.listdir(self._inbox)) if names else set()
 
     # --- after registration ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -110,3 +111,31 @@ def test_refusals_and_successes_are_counted(tmp_path: Path, registry: CollectorR
     assert registry.get_sample_value("dgis_stored_objects_total") == 1
     assert registry.get_sample_value("dgis_refused_objects_total", {"reason": "bad_data_set"}) == 1
     assert registry.get_sample_value("dgis_refused_objects_total", {"reason": "full"}) == 1
+
+
+def test_waiting_for_a_thousand_names_lists_the_inbox_a_few_times_only(
+    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    ingest = ingest_into(spool, registry)
+    entries = [take(ingest, f"1.{n}") for n in range(1000)]
+    listings, looks = 0, 0
+    list_really, look_really = os.listdir, os.path.lexists
+
+    def listed(path: str) -> list[str]:
+        nonlocal listings
+        listings += 1
+        return list_really(path)
+
+    def looked(path: str) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:  # the worker is at work meanwhile
+            for entry in entries:
+                spool.mark_registered(entry)
+        return look_really(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    monkeypatch.setattr(os.path, "lexists", looked)
+    assert ingest.settle("as1")
+    assert (listings, looks) == (2, 3)
