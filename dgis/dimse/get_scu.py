@@ -136,7 +136,7 @@ class _FileSink:
                 Answer(status.STORE_OUT_OF_RESOURCES, "cannot be written"), error.strerror or "cannot be written"
             )
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         if self._file is not None:
             try:
                 self._file.write(piece)

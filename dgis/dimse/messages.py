@@ -28,8 +28,11 @@ class Message:
 class Sink(Protocol):
     """Takes a data set as it arrives. After `close` or `abort` nothing more is called."""
 
-    def write(self, piece: bytes) -> None:
-        """Take the next fragment; must not raise for reasons of content, answer at `close` instead."""
+    def write(self, piece: memoryview) -> None:
+        """Take the next fragment, which is valid during this call only (it lies in the receive buffer).
+
+        Must not raise for reasons of content; answer at `close` instead.
+        """
 
     def close(self) -> None:
         """The data set is complete."""
@@ -118,7 +121,7 @@ class Assembler:
         if self._command is None:
             raise CommandError("a data set fragment before its command")
         if self._sink is not None:
-            self._sink.write(bytes(fragment))
+            self._sink.write(fragment)
         elif len(self._raw) + len(fragment) > self._max_data:
             self._oversize = True
         else:

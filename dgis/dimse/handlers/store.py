@@ -41,12 +41,14 @@ class StoreSink:
         with self._answering():
             self._incoming = ingest.begin(self._arrival())
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         """Take the next fragment."""
         if self._incoming is not None:
             self._size += len(piece)
-            with self._answering():
+            try:
                 self._incoming.write(piece)
+            except Exception as error:  # noqa: BLE001  the handler's edge, as in `_answering`
+                self._refuse(error)
 
     def close(self) -> None:
         """Make the object safe, then answer."""
@@ -70,10 +72,13 @@ class StoreSink:
         try:
             yield
         except Exception as error:  # noqa: BLE001
-            if not isinstance(error, DgisError):
-                log.error("c-store failed", association=self._session.association_id, error=type(error).__name__)
-            self._answer = status.of_store_error(error)
-            self.abort()
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        if not isinstance(error, DgisError):
+            log.error("c-store failed", association=self._session.association_id, error=type(error).__name__)
+        self._answer = status.of_store_error(error)
+        self.abort()
 
     def _count(self) -> None:
         record = self._session.record

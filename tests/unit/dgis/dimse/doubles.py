@@ -27,8 +27,8 @@ class IncomingDouble:
         self._file.write(part10.file_meta(arrival.sop_class_uid, arrival.instance_uid, arrival.transfer_syntax))
         self._size = 0
 
-    def write(self, data: bytes) -> None:
-        assert isinstance(data, bytes)
+    def write(self, data: memoryview) -> None:
+        assert isinstance(data, memoryview)  # of the receive buffer: to be used before this returns
         self._size += len(data)
         if self._ingest.limit is not None and self._size > self._ingest.limit:
             self.abort()

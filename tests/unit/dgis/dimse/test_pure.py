@@ -87,7 +87,7 @@ class _Receiver:
     def received(self, message: Message) -> None:
         self.messages.append(message)
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         self.sunk += piece
 
     def close(self) -> None:
