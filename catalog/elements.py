@@ -212,12 +212,12 @@ def _sniff(window: Window, declared: Encoding) -> Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """What `plain` found: where the pixel data starts, or the data set ends, and the values that were wanted."""
+    """What `plain` found: where the pixel data starts, or the data set ends, and VR and value of each wanted tag."""
 
     end: int
     pixels: bool
     cut: bool
-    values: dict[int, bytes]
+    values: dict[int, tuple[bytes, bytes]]
 
 
 _SHORT_LE, _LONG_LE = struct.Struct("<HH2sH").unpack_from, struct.Struct("<HHI").unpack_from
@@ -232,14 +232,16 @@ def plain(head: bytes, encoding: Encoding, *, size: int, wanted: frozenset[int])
     it for every image: a tenth of the Walker's time, a loop without a call per element.
     """
     explicit, at, have = encoding.explicit, 0, len(head)
-    values: dict[int, bytes] = {}
+    values: dict[int, tuple[bytes, bytes]] = {}
     if not encoding.little or (not explicit and (head[4:6] in _SHORT_VR or head[4:6] in _LONG_VR)):
         return None
-    while at + 12 <= have:
+    while at + 8 <= have:
         if explicit:
             group, element, vr, length = _SHORT_LE(head, at)
             value = at + 8
             if vr in _LONG_VR:
+                if at + 12 > have:
+                    return None
                 length, value = _U32_LE(head, value)[0], at + 12
             elif vr not in _SHORT_VR:
                 return None
@@ -255,7 +257,7 @@ def plain(head: bytes, encoding: Encoding, *, size: int, wanted: frozenset[int])
         if end is None or end > have or not group:
             return None
         if tag in wanted:
-            values.setdefault(tag, head[value:end])
+            values.setdefault(tag, (vr, head[value:end]))
         at = end
     return Plain(at, False, False, values) if at == size and at else None
 

@@ -9,11 +9,12 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
-from catalog.elements import DEFLATED, EXPLICIT_LE, Element, Encoding, Walker, Window, inflate, plain
+from catalog.elements import DEFLATED, EXPLICIT_LE, Encoding, Walker, Window, inflate, plain
 from catalog.errors import HeaderError
-from catalog.keys import HEADER_KEYS, Key, Level
+from catalog.keys import HEADER_KEYS, LEVELS, Key, Level
 from catalog.text import INDEXED_LENGTH, clean, decode, name_key, terms_of
 
 HEADER_CAP = 65536  # bytes of encoded elements that are registered
@@ -23,6 +24,7 @@ _CHARSET, _SOP_CLASS, _INSTANCE, _STUDY, _SERIES = 0x00080005, 0x00080016, 0x000
 _UNIQUE = frozenset((_SOP_CLASS, _INSTANCE, _STUDY, _SERIES))
 _OLD_DATE = re.compile(r"(\d{4})\.(\d{2})\.(\d{2})")
 _OLD_TIME = re.compile(r"\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?")
+_REMEMBERED = 64  # bytes of a value that is worth remembering
 _BINARY = {b"US": 2, b"UL": 4}
 
 Value = str | int | None
@@ -131,7 +133,7 @@ def extract_plain(head: bytes, transfer_syntax: str, *, length: int) -> Extracte
     found = plain(head, encoding, size=length, wanted=_UNIQUE)
     if found is None or found.end > HEADER_CAP:
         return None
-    unique = {tag: uid_text(value) or None for tag, value in found.values.items()}
+    unique = {tag: uid_text(value) or None for tag, (_, value) in found.values.items()}
     return ExtractedHeader(
         raw=head[: found.end],
         syntax=encoding.syntax,
@@ -155,54 +157,79 @@ def columns(raw: bytes, syntax: str) -> Columns:
 
     Text is Unicode, by the header's own Specific Character Set. Text that is indexed is cut at 512 characters.
     """
-    values = _values(raw, Encoding.of(syntax))
-    charset = values.get((_CHARSET,))
+    encoding = Encoding.of(syntax)
+    values = _values(raw, encoding)
+    charset = values.pop((_CHARSET,), None)
     terms = terms_of(charset[1] if charset else b"")
-    little = Encoding.of(syntax).little
-    levels: dict[Level, dict[str, Value]] = {"PATIENT": {}, "STUDY": {}, "SERIES": {}, "IMAGE": {}}
-    for key in HEADER_KEYS:
-        found = values.get(key.path)
+    levels = {level: blank.copy() for level, blank in _BLANK.items()}
+    for path, (vr, value) in values.items():
+        key = _BY_PATH.get(path)
+        if key is None:
+            continue
+        read = _typed_before if len(value) <= _REMEMBERED else _typed
+        found = read(path, vr, value, terms, encoding.little)
         target = levels[key.level]
-        value = None if found is None else _typed(key, found[0], found[1], terms, little)
-        target[key.column] = value
-        if key.kind == "name":
-            target[key.column + "_key"] = None if value is None else name_key(str(value))[:INDEXED_LENGTH]
+        target[key.column] = found
+        if key.kind == "name" and found is not None:
+            target[key.column + "_key"] = name_key(str(found))[:INDEXED_LENGTH]
     return Columns(levels["PATIENT"], levels["STUDY"], levels["SERIES"], levels["IMAGE"])
 
 
+def _blank(level: Level) -> dict[str, Value]:
+    """Give every column of a level, unknown."""
+    names = [(key.column, key.column + "_key") if key.kind == "name" else (key.column,)
+             for key in HEADER_KEYS if key.level == level]
+    return {column: None for columns in names for column in columns}
+
+
+_BY_PATH = {key.path: key for key in HEADER_KEYS}
+_BLANK = {level: _blank(level) for level in LEVELS}
 _WANTED = frozenset(key.path[0] for key in HEADER_KEYS) | {_CHARSET}
 _SEQUENCES = frozenset(key.path[0] for key in HEADER_KEYS if len(key.path) > 1)
+_INSIDE = frozenset(key.path[1] for key in HEADER_KEYS if len(key.path) > 1)
 _Found = dict[tuple[int, ...], tuple[bytes, bytes]]  # path -> (VR, value)
 
 
 def _values(raw: bytes, encoding: Encoding) -> _Found:
     """Collect the wanted values, and those in the first item of the wanted sequences."""
+    values, encoding = _elements(raw, encoding, _WANTED)
     found: _Found = {}
-    walker = Walker(Window(io.BytesIO(raw)), encoding)
-    for element in walker:
-        if element.tag not in _WANTED:
-            continue
-        value = raw[element.value : element.end]
-        if element.tag in _SEQUENCES:
-            found.update(_first_item(element, value, walker.encoding))
+    for tag, (vr, value) in values.items():
+        if tag in _SEQUENCES:
+            found.update(_first_item(tag, vr, value, encoding))
         else:
-            found.setdefault((element.tag,), (element.vr, value))
+            found[tag,] = vr, value
     return found
 
 
-def _first_item(sequence: Element, value: bytes, encoding: Encoding) -> _Found:
+def _elements(
+    raw: bytes, encoding: Encoding, wanted: frozenset[int]
+) -> tuple[Mapping[int, tuple[bytes, bytes]], Encoding]:
+    """Collect VR and value of the wanted elements, the first of each; and how they really are encoded."""
+    ordinary = plain(raw, encoding, size=len(raw), wanted=wanted)
+    if ordinary is not None:
+        return ordinary.values, encoding
+    walker = Walker(Window(io.BytesIO(raw)), encoding)
+    found: dict[int, tuple[bytes, bytes]] = {}
+    for element in walker:
+        if element.tag in wanted:
+            found.setdefault(element.tag, (element.vr, raw[element.value : element.end]))
+    return found, walker.encoding
+
+
+def _first_item(tag: int, vr: bytes, value: bytes, encoding: Encoding) -> _Found:
     if len(value) < 8:
         return {}
-    if sequence.vr == b"UN":
+    if vr == b"UN":
         encoding = Encoding(explicit=False, little=True)
     size = int.from_bytes(value[4:8], "little" if encoding.little else "big")
     item = value[8:] if size == 0xFFFFFFFF else value[8 : 8 + size]
-    inner = Walker(Window(io.BytesIO(item)), encoding)
-    return {(sequence.tag, one.tag): (one.vr, item[one.value : one.end]) for one in inner}
+    return {(tag, inner): found for inner, found in _elements(item, encoding, _INSIDE)[0].items()}
 
 
-def _typed(key: Key, vr: bytes, value: bytes, terms: tuple[str, ...], little: bool) -> Value:
+def _typed(path: tuple[int, ...], vr: bytes, value: bytes, terms: tuple[str, ...], little: bool) -> Value:
     """Give the column's value, or None for an empty or unreadable one."""
+    key = _BY_PATH[path]
     if key.kind == "count":
         return _count(key, vr, value, little)
     if key.kind == "uid":
@@ -214,6 +241,10 @@ def _typed(key: Key, vr: bytes, value: bytes, terms: tuple[str, ...], little: bo
         text = _modern(text)
     limit = _LONG_TEXT if key.column.endswith(("comments", "history")) else INDEXED_LENGTH
     return text[:limit].rstrip(" ") or None
+
+
+# Nearly all values of an image are those of the image before it: remembered, they cost a quarter
+_typed_before = lru_cache(maxsize=8192)(_typed)
 
 
 def _modern(text: str) -> str:
