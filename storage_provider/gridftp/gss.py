@@ -71,6 +71,8 @@ class Gss:
         try:
             while data := self.tls.read(_READ_BYTES):
                 parts.append(data)
+                if not self._incoming.pending and not self.tls.pending():
+                    break  # asking once more would cost an exception, as much as the reading
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:

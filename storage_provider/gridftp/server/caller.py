@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +16,10 @@ from certs.policy import effective_actor
 from certs.tls import peer_of_chain
 from certs.trust import Trust, VerifiedChain
 from storage_provider.errors import Denied
+
+
+# A request takes several looks at trust and gridmap, a batch of them sent ahead many: each is some system calls
+LOOK_SECONDS = 0.2
 
 
 class Caller:
@@ -32,12 +37,19 @@ class Caller:
         self._permit_generation = -1
         self._generation = -1
         self._good_until = 0.0
+        self._looked = -math.inf
+        self.asked_at = math.inf
+        """When the request that is answered came: who was judged since is not looked at again for a moment."""
         self._mapped = -1
         self._peer: Peer | None = None
 
     def refusal(self) -> str | None:
         """Say why this party is refused by now, or None; cheap while the trust directory is unchanged."""
-        self._trust.reload_if_changed()
+        moment = time.monotonic()
+        if self._looked <= self.asked_at or moment - self._looked > LOOK_SECONDS:
+            self._looked = moment
+            self._trust.reload_if_changed()
+            self._gridmap.reload_if_changed()
         now = time.time()
         if self._generation == self._trust.generation and now < self._good_until:
             return None
@@ -52,7 +64,6 @@ class Caller:
         reason = self.refusal()
         if reason is not None:
             raise Denied(reason)
-        self._gridmap.reload_if_changed()
         if self._peer is None or self._mapped != self._gridmap.generation:
             self._mapped = self._gridmap.generation
             self._peer = peer_of_chain(self._chain, self._gridmap)

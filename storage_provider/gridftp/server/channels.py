@@ -161,7 +161,7 @@ def _opts(session: Session, argument: str) -> None:
         if "parallelism" in options:
             session.state.parallel = min(parse_parallelism(options["parallelism"]), session.settings.streams)
         if verb.upper() == "STOR" and "ahead" in options:
-            session.state.sent_ahead = options["ahead"] == "1"
+            session.state.sent_ahead = session.control.join_replies = options["ahead"] == "1"
     session.control.reply(200, "OK")
 
 

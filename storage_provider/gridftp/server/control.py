@@ -44,7 +44,12 @@ class Control:
         self._ahead = 0
         self._gone = False
         self._out = bytearray()
+        self._joined = bytearray()
         self.gss: Gss | None = None
+        self.join_replies = False
+        """Whether replies that travel together are protected as one: our own clients in a batch understand it."""
+        self.arrived = time.monotonic()
+        """When the last commands came."""
 
     def fileno(self) -> int:
         """The socket, for poll."""
@@ -93,6 +98,7 @@ class Control:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except OSError:
             data = b""
+        self.arrived = time.monotonic()
         if not data:
             self._gone = True
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -131,6 +137,7 @@ class Control:
 
     def flush(self) -> None:
         """Send the replies so far; whoever is about to wait calls it. Raises SessionOver."""
+        self._seal()
         if not self._out:
             return
         held, self._out = self._out, bytearray()
@@ -153,9 +160,20 @@ class Control:
         self._sock.close()
 
     def _send(self, reply: bytes) -> None:
-        self._out += protected_reply(self.gss.wrap, reply) if self.gss is not None else reply
-        if len(self._out) > _MOST_HELD:
+        if self.gss is not None and self.join_replies:
+            self._joined += reply
+        else:
+            self._seal()
+            self._out += protected_reply(self.gss.wrap, reply) if self.gss is not None else reply
+        if len(self._out) + len(self._joined) > _MOST_HELD:
             self.flush()
+
+    def _seal(self) -> None:
+        """Protect what was joined."""
+        if self._joined:
+            assert self.gss is not None
+            joined, self._joined = bytes(self._joined), bytearray()
+            self._out += protected_reply(self.gss.wrap, joined)
 
     def _open(self, line: bytes) -> bytes | CommandError:
         if self.gss is None:

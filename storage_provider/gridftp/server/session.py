@@ -160,6 +160,7 @@ class Session:
         """Answer one command; says whether there may be more."""
         try:
             command = parse_command(self.control.next_line(self.settings.idle_seconds))
+            self.caller.asked_at = self.control.arrived
             self._judge()
             if not self._always(command):
                 self._handle(command)
