@@ -22,7 +22,7 @@ from certs.log import get_log
 from dgis.backoff import delay
 from dgis.board import ErrorList
 from dgis.elements import Elements
-from dgis.lanes import Lanes, Storing, Task
+from dgis.copylanes import Lanes, Storing, Task
 from dgis.metrics import Metrics
 from dgis.placement import candidates
 from dgis.record import SpoolRecord
@@ -303,7 +303,7 @@ class Copier:
     # --- what the lanes ask and tell ---------------------------------------------------------------------------
 
     def doors(self, element: str) -> Doors | None:
-        """Return the doors of an element that takes copies now (see `lanes.Owner`)."""
+        """Return the doors of an element that takes copies now (see `copylanes.Owner`)."""
         return self._elements.open_doors(element)
 
     def stored(self, task: Task, result: Stored | StorageError) -> None:
