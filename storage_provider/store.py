@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,6 +80,33 @@ class Store:
     def place(self) -> str:
         """Return a new name on the stage; it is emptied at start, and nobody else writes there."""
         return f"{self._stage}/{next(self._numbers):08x}.part"
+
+    def put(self, key: str, data: memoryview) -> tuple[Stored, bool]:
+        """Store an object whose bytes are all here, once: (what is there, whether it is new).
+
+        The room must have been promised; it is settled here, also on failure. Corrupt when the digest is not the key's.
+        """
+        path, promised = self.place(), True
+        try:
+            if hashlib.sha256(data).hexdigest() != parse_key(key):
+                raise Corrupt("the bytes sent do not have the key's SHA-256", key=key)
+            with disk_errors(key):
+                fd = create(path)
+                try:
+                    write_at(fd, data, 0)
+                    # The folders first: syncing the file then syncs them too on a journalling file system
+                    self.prepare(key)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            promised = False
+            return self.adopt(path, key, len(data))
+        except BaseException:
+            if promised:
+                self.ledger.release(len(data))
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
 
     def adopt(self, source: Pathlike, key: str, size: int) -> tuple[Stored, bool]:
         """Take a synced, verified file of this file system in under its key; (what is there, whether it is new).

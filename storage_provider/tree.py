@@ -17,7 +17,7 @@ from typing import Literal
 from certs.peer import Peer
 from certs.permit import Permit
 from storage_provider.access import Verb
-from storage_provider.channel import ObjectSpec, Space, Stat
+from storage_provider.channel import ObjectSpec, Space, Stat, Stored
 from storage_provider.checksum import blocks
 from storage_provider.errors import Cancelled, Denied, NotFound, Refused, StorageError
 from storage_provider.keys import parse_key
@@ -25,7 +25,7 @@ from storage_provider.parts import PartStat
 from storage_provider.paths import Place, parse_path
 from storage_provider.ranges import Ranges, Span
 from storage_provider.service import Area, StorageService
-from storage_provider.targets import StagedTarget, UploadTarget
+from storage_provider.targets import StagedTarget, UploadTarget, Whole
 from storage_provider.wire import SINGLE_PUT_BYTES
 from storage_provider.writing import Target, Writing, writer_name
 
@@ -150,6 +150,26 @@ class Tree:
                 self._service.count(area, writing.outcome)
 
         return area.writers.begin(name, make)
+
+    def whole(self, path: str, size: int) -> Whole | None:
+        """Make room for a small object that comes in one piece; None for what is no object. Ends with `take` or drop.
+
+        NoSpace as `write`.
+        """
+        place = parse_path(path)
+        if place.kind != "object":
+            return None
+        return Whole(self._admit(place, "write")[0].store, place.key, size)
+
+    def take(self, path: str, whole: Whole, data: memoryview) -> Stored:
+        """Store what has come of a small object; raises as a Writing's commit."""
+        try:
+            area = self._admit(parse_path(path), "write")[0]
+        except StorageError:
+            whole.drop()
+            raise
+        self._service.metrics.received.labels(area.name).inc(len(data))
+        return self._service.count(area, whole.commit(data))[0]
 
     def missing(self, path: str, size: int) -> tuple[Span, ...]:
         """Return what a put of `size` bytes still has to send: of this party's upload, or part, nothing kept means all.

@@ -17,7 +17,6 @@ from certs.tls import peer_of_chain
 from certs.trust import Trust, VerifiedChain
 from storage_provider.errors import Denied
 
-
 # A request takes several looks at trust and gridmap, a batch of them sent ahead many: each is some system calls
 LOOK_SECONDS = 0.2
 

@@ -20,6 +20,7 @@ from storage_provider.gridftp.markers import (
 from storage_provider.gridftp.server.behind import Write, WriteBehind
 from storage_provider.gridftp.server.moves import announce, require_channel, require_image
 from storage_provider.gridftp.server.receiving import BlockReceiver, receive_stream
+from storage_provider.gridftp.server.small import SMALL_BYTES, receive_small
 from storage_provider.gridftp.server.stream import StreamError
 from storage_provider.paths import parse_path
 from storage_provider.wire import SINGLE_PUT_BYTES
@@ -50,13 +51,20 @@ def _receive(session: Session, part: Partial, *, moved: bool) -> None:
     if size is not None and moved:
         size += part.offset  # ALLO told the length of this part, which stands for the rest of the file
     path = session.path(part.path)
+    ahead = state.mode == "E" and state.sent_ahead
+    small = ahead and size is not None and size <= SMALL_BYTES and not moved and restart is None
     try:
-        fresh = not moved and (restart is None or not restart.have)
-        writing = session.tree.write(path, size=size, fresh=fresh)
+        whole = session.tree.whole(path, size) if small and size is not None else None
+        if whole is None:
+            fresh = not moved and (restart is None or not restart.have)
+            writing = session.tree.write(path, size=size, fresh=fresh)
     except StorageError:
-        if state.mode == "E" and state.sent_ahead:
+        if ahead:
             _swallow(session)
         raise
+    if whole is not None:
+        receive_small(session, path, whole)
+        return
     start = part.offset + (restart.offset if restart is not None and state.mode == "S" else 0)
     try:
         _Arrival(session, writing, path, start, size).run()
