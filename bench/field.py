@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -62,20 +64,24 @@ class Field:
                 door = server.door(tls=key.endswith(TLS))
                 send(images.take(min(images.count, 16), 1), door, nodelay=True)
                 server.settle()
-                server.clean()
             except Exception as error:  # noqa: BLE001  its cells will say what is wrong
                 print(f"{server.name}: warm-up failed: {error}", file=sys.stderr)
 
     def _start(self, key: str) -> None:
+        """Start a server, with a second try; note why it is missing otherwise."""
         server = self._servers[key]
-        try:
-            server.start()
-        except NotMeasured as error:
-            self._missing[key] = str(error)
-        except Exception as error:  # noqa: BLE001  whatever kept it from starting: the others are measured
-            traceback.print_exc()
-            self._missing[key] = f"{server.name} did not start: {error}"[:400]
-            self._stop(server)
+        for _ in range(2):
+            try:
+                server.start()
+                self._missing.pop(key, None)
+                return
+            except NotMeasured as error:
+                self._missing[key] = str(error)
+                return
+            except Exception as error:  # noqa: BLE001  whatever kept it from starting: the others are measured
+                traceback.print_exc()
+                self._missing[key] = f"{server.name} did not start: {' '.join(str(error).split())}"[:400]
+                self._stop(server)
 
     @staticmethod
     def _stop(server: Server) -> None:
@@ -90,6 +96,7 @@ class Place:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="dgis-bench-"))
+        spread(self.path)
 
     def __enter__(self) -> Path:
         return self.path
@@ -101,6 +108,16 @@ class Place:
     def remove(folder: Path) -> None:
         """Take a folder away, in the midst of a measurement, too: the disk has an end."""
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def spread(place: Path) -> None:
+    """Have each directory that is made in ``place`` in a block group of its own, where the file system knows that.
+
+    On ext4 without a journal, making a file looks at every inode that was deleted nearby within a minute: up to half a
+    millisecond. What one server or an earlier cell deleted would be paid for by another one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(["chattr", "+T", str(place)], capture_output=True, check=False)
 
 
 def quiet_disk() -> None:

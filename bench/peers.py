@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -46,13 +45,10 @@ class Server(Protocol):
     def roles(self) -> Roles: ...
 
     def found(self, studies: Sequence[str]) -> int:
-        """How many instances of these studies it has, as a client sees it where it answers C-FIND."""
+        """How many instances of these studies it has, where it can be asked; else how many files it has in all."""
 
     def settle(self) -> None:
         """Return when nothing of what was sent is under way any more."""
-
-    def clean(self) -> None:
-        """Give the disk back what the last cell took, where that is quick."""
 
 
 @dataclass(slots=True)
@@ -148,10 +144,6 @@ class GridServer:
         """How many objects lie at each storage element."""
         return tuple(self.running().stored(name) for name in ("se1", "se2"))
 
-    def clean(self) -> None:
-        """Nothing: what dgis stored, it keeps."""
-
-
 @dataclass
 class OrthancServer:
     """Debian's Orthanc in its own default configuration, with or without TCP_NODELAY=1 in its environment."""
@@ -214,10 +206,6 @@ class OrthancServer:
 
     def settle(self) -> None:
         """Nothing: it indexes before it answers."""
-
-    def clean(self) -> None:
-        """Nothing, as dgis."""
-
 
 @dataclass
 class DcmtkServer:
@@ -299,16 +287,11 @@ class DcmtkServer:
         return {self.tool: [psutil.Process(self.process.pid)]}
 
     def found(self, studies: Sequence[str]) -> int:
-        """The files that lie there (names begin with the modality); `clean` took those of the cells before."""
+        """The files that lie there; none is deleted between cells (see `bench.field.spread`)."""
         return sum(1 for path in self.place.iterdir() if path.name != "index.dat")
 
     def settle(self) -> None:
         """Nothing: its files are written when it answers."""
-
-    def clean(self) -> None:
-        shutil.rmtree(self.place)
-        self.place.mkdir()
-
 
 def find_instances(port: int, called: str, studies: Sequence[str]) -> int:
     """C-FIND at STUDY level with a list of UIDs; the sum of the numbers of instances."""

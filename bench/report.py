@@ -100,7 +100,7 @@ class Run:
         except NotMeasured as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  whatever a peer did: the other cells go on
-            reason = f"{type(error).__name__}: {error}".strip()[:400]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
             traceback.print_exc()
         else:
             self.samples.append(sample)

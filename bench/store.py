@@ -138,14 +138,13 @@ def _round(run: Run, field: Field, images: ImageSet, senders: int, round_number:
 def cell(field: Field, row: Contender, images: ImageSet, senders: int, count: int, number: int) -> Sample:
     """Send ``count`` images to one server; RuntimeError when it has not all of them afterwards."""
     server = field[row.key]
-    shares, door = images.take(count, senders), server.door(tls=row.tls)
+    shares, door, before = images.take(count, senders), server.door(tls=row.tls), server.found(images.studies())
     with Meter(server.roles, forking=server.forking) as meter:
         sent = send(shares, door, nodelay=row.nodelay)
         released = meter.read()
-        found = server.found(images.studies())
+        found = server.found(images.studies()) - before
         server.settle()
         settled = meter.read()
-    server.clean()
     quiet_disk()
     if found != count:
         raise RuntimeError(f"{found} of {count} images found after the release")
