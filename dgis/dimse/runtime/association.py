@@ -208,7 +208,7 @@ class GridAssociation(Association):
         if due is not None:
             idle.restart()  # an operation runs: it is not the peer's turn
             return due
-        idle.timeout = self.timeouts.stall if self._mid_message() else self.timeouts.idle
+        idle.timeout = self.timeouts.stall if self.mid_message() else self.timeouts.idle
         return float(idle.remaining)
 
     def tick(self) -> None:
@@ -220,7 +220,8 @@ class GridAssociation(Association):
             silent.provider_reason = 0x00
             self.dul.to_user_queue.put(silent)
 
-    def _mid_message(self) -> bool:
+    def mid_message(self) -> bool:
+        """Whether more of a message or PDU must come."""
         sock = self.dul.socket
         return self.assembler.in_message or (sock is not None and sock.in_pdu)
 

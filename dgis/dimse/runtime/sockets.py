@@ -23,6 +23,9 @@ _HEADER: Final = 6
 _CONTROL_LIMIT: Final = 256 * 1024
 _FIXED_LIMIT: Final = 1024
 _SLACK: Final = 64
+_BEFORE: Final = 4096  # a command before the first P-DATA of its data set, so that this fits where it is
+_LITTLE_ROOM: Final = 4096
+_LONG: Final = 32 * 1024
 P_DATA: Final = 0x04
 
 
@@ -42,7 +45,7 @@ def tune(sock: socket.socket) -> None:
 
 
 def acknowledge(sock: socket.socket) -> None:
-    """Acknowledge at once what was read. The kernel forgets this after a while, so it is set after every read."""
+    """Acknowledge at once what was read. The kernel forgets this after a while, so it is set again and again."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
@@ -124,6 +127,8 @@ class GridSocket(AssociationSocket):
         self._buffer = bytearray(max(_FIRST_BUFFER, len(head)))
         self._buffer[: len(head)] = head
         self._start, self._end = 0, len(head)
+        self._wanted = 0  # the length of the PDU that is being received, 0 when its header is not there yet
+        self._owed = False  # an acknowledgement
         self.secure: Callable[[socket.socket], ssl.SSLSocket] | None = None
         # OpenSSL objects must not be used by two threads at once; a plain socket may.
         self._io_lock = threading.Lock() if isinstance(client_socket, ssl.SSLSocket) else contextlib.nullcontext()
@@ -156,14 +161,15 @@ class GridSocket(AssociationSocket):
 
     def next_pdu(self) -> tuple[int, memoryview] | None:
         """Return (type, body) of the next whole PDU in the buffer, valid until the next `fill`; None for more input."""
-        available = self._end - self._start
+        available, self._wanted = self._end - self._start, 0
         if available < _HEADER:
             return None
         head = self._start
         announced = int.from_bytes(self._buffer[head + 2 : head + _HEADER], "big")
         length = pdu_length(self._buffer[head], announced, max_pdu=self._max_pdu)
         if available < _HEADER + length:
-            self._make_room(_HEADER + length)
+            self._wanted = _HEADER + length
+            self._make_room(self._wanted)
             return None
         self._start += _HEADER + length
         return self._buffer[head], memoryview(self._buffer)[head + _HEADER : self._start]
@@ -173,25 +179,42 @@ class GridSocket(AssociationSocket):
         """Whether a PDU has begun and is not complete."""
         return self._end > self._start
 
-    def fill(self) -> bool:
-        """Read what there is without blocking; False when the peer has closed or the connection broke."""
+    def fill(self) -> int:
+        """Read what there is without blocking; return how many bytes, -1 when the peer has closed or it broke."""
         sock = self.socket
         if sock is None:
-            return False
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif self._end == len(self._buffer):
-            self._make_room(len(self._buffer) - self._start + 1)
+            return -1
         try:
             with self._io_lock:
-                count = _receive(sock, memoryview(self._buffer)[self._end :])
+                count = _receive(sock, self._room())
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError):
-            return True
+            return 0
         except OSError:
-            return False
+            return -1
         self._end += count
-        acknowledge(sock)
-        return count > 0
+        self._owed = True
+        return count or -1
+
+    def _room(self) -> memoryview:
+        """Where the next bytes go. Of a long PDU no more than its rest, so that the one after it need not be moved."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif len(self._buffer) - self._end < _LITTLE_ROOM:
+            self._make_room(len(self._buffer))
+        stop = len(self._buffer)
+        if self._wanted - (self._end - self._start) > _LONG:
+            stop = min(stop, self._start + self._wanted + _HEADER)
+        return memoryview(self._buffer)[self._end : stop]
+
+    def acknowledge(self) -> None:
+        """Acknowledge what was read before waiting for more, unless something was sent since: that said it too.
+
+        A peer with Nagle's algorithm keeps its next piece back until then (DCMTK: 44 ms an object).
+        """
+        sock = self.socket
+        if self._owed and sock is not None:
+            self._owed = False
+            acknowledge(sock)
 
     def discard(self) -> None:
         """Forget what was read: nobody will look at it any more."""
@@ -202,14 +225,16 @@ class GridSocket(AssociationSocket):
         return isinstance(self.socket, ssl.SSLSocket) and bool(self.socket.pending())
 
     def _make_room(self, wanted: int) -> None:
-        """Move the unread rest to the front, in a larger buffer when `wanted` bytes do not fit."""
+        """Have `wanted` bytes fit from the unread rest on: move it to the front, in a larger buffer if need be."""
+        if self._start + wanted <= len(self._buffer):
+            return
         rest = self._end - self._start
         if wanted > len(self._buffer):
             # One step from control PDUs to full-sized P-DATA; idle associations keep the small buffer.
-            grown = bytearray(max(wanted, self._max_pdu + _SLACK + _HEADER))
+            grown = bytearray(max(wanted, self._max_pdu + _SLACK + _HEADER) + _BEFORE)
             grown[:rest] = memoryview(self._buffer)[self._start : self._end]
             self._buffer = grown
-        elif self._start:
+        else:
             self._buffer[:rest] = self._buffer[self._start : self._end]
         self._start, self._end = 0, rest
 
@@ -222,6 +247,7 @@ class GridSocket(AssociationSocket):
             sock = self.socket
             if sock is None:
                 raise PeerGone("the connection is closed")
+            self._owed = False  # before sending: what is read from now on is not covered by it
             try:
                 with self._io_lock:
                     sent = sock.send(view)

@@ -136,7 +136,9 @@ class GridDUL(DULServiceProvider):
 
     def _run_event(self) -> bool:
         """Run one queued event; a queued primitive of the user counts as one."""
-        if self.event_queue.empty():
+        if not self.event_queue.queue:  # the deques themselves: no lock, no exception for what is nearly always so
+            if not self.to_provider_queue.queue:
+                return False
             self._process_recv_primitive()
         try:
             event = self.event_queue.get(block=False)
@@ -147,20 +149,32 @@ class GridDUL(DULServiceProvider):
 
     def _wait(self) -> None:
         """Sleep until the socket, another thread or a timer wants something."""
-        self._watch_socket()
         sock = self.socket
+        if sock is not None and self.assoc.mid_message() and self._read(sock):
+            return  # within a message the next bytes are there already, more often than not
+        self._watch_socket()
+        if sock is not None:
+            sock.acknowledge()
         buffered = sock is not None and sock.pending()
         timeout = 0.0 if buffered else self._patience()
         ready = dict(self._poller.poll(None if timeout is None else max(timeout, 0.0) * 1000 + 1))
         self._wakeup.clear()
         fd = sock.socket.fileno() if sock is not None and sock.socket is not None else -1
         if sock is not None and (buffered or fd in ready):
-            self._idle_timer.restart()
-            if not sock.fill():
-                self.assoc.interrupted()
-                self.state_machine.do_action("Evt17")
+            self._read(sock)
         else:
             self.assoc.tick()
+
+    def _read(self, sock: GridSocket) -> bool:
+        """Read once without waiting; False when nothing was there. The end of the connection is dealt with."""
+        count = sock.fill()
+        if count == 0:
+            return False
+        self._idle_timer.restart()
+        if count < 0:
+            self.assoc.interrupted()
+            self.state_machine.do_action("Evt17")
+        return True
 
     def _watch_socket(self) -> None:
         """Register the socket once it is connected."""
