@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
-from urllib.parse import quote, urlsplit
+from typing import IO, Any, Protocol
+from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 import urllib3
@@ -15,10 +15,17 @@ import urllib3
 from certs.config import IdentityConfig
 from certs.errors import ConfigError, CredentialError, ServerRefused, TrustError, Unanswered
 from certs.https.adapter import GridAdapter, diagnose, refusal_of, was_cut
+from certs.https.lines import Asked, Exchange, Lines
 from certs.https.problem import answered
 from certs.tls import ReloadingContext, client_context
 
 Body = bytes | IO[bytes] | Iterable[bytes]
+
+
+class SizedBody(Sized, Iterable[bytes], Protocol):
+    """A request body in blocks whose length, in bytes, is known."""
+
+
 Params = Mapping[str, str | int | list[str]]
 
 _PROBLEM_BYTES = 65_536
@@ -55,6 +62,7 @@ class GridSession:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._adapter = GridAdapter(self._tls, pool)
+        self._lines = Lines(self._tls, self._unanswered, connect_timeout=connect_timeout, idle=pool)
 
     @property
     def identity(self) -> IdentityConfig:
@@ -85,13 +93,41 @@ class GridSession:
         if body is not None:
             headers["content-type"] = "application/json"
             data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        call = _Call(method, url, headers, data, params, acting_for, read_timeout)
-        with self._sent(call) as response:
-            raw = response.raw.read()
+        if acting_for is not None:
+            headers["dgis-acting-for"] = _actor(acting_for)
+        if params:
+            url = f"{url}?{urlencode(params, doseq=True)}"
+        raw = self._asked(Asked(method, url, headers, (data or b"",), len(data or b"")), read_timeout)
         try:
             return json.loads(raw) if raw else None
         except ValueError as error:
             raise Unanswered(f"{_service(url)}: the answer is not JSON", service=_service(url)) from error
+
+    def begin(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | SizedBody = b"",
+        acting_for: str | None = None,
+    ) -> Exchange:
+        """Send a request, so that several can be under way; then comes ``exchange.answer``, and always its ``close``.
+
+        ``data`` is bytes, or an iterable that knows its length in bytes. Raises Unanswered. For small calls and bulk:
+        ``stream`` costs thrice as much; it alone does HEAD and bodies of unknown length.
+        """
+        sent = dict(headers or {})
+        if acting_for is not None:
+            sent["dgis-acting-for"] = _actor(acting_for)
+        _service(url)
+        body = (data,) if isinstance(data, bytes) else data
+        return self._lines.begin(Asked(method, url, sent, body, len(data)))
+
+    def answer(self, exchange: Exchange, *, read_timeout: float | None = None) -> Exchange:
+        """Wait for the head of the answer; raises Unanswered, or Answered for 300 and above."""
+        exchange.answer(read_timeout or self._read_timeout)
+        return exchange
 
     @contextmanager
     def stream(
@@ -120,6 +156,26 @@ class GridSession:
     def close(self) -> None:
         """Close pooled connections; calls under way end with their own."""
         self._adapter.close()
+        self._lines.close()
+
+    def _asked(self, asked: Asked, read_timeout: float | None) -> bytes:
+        """Ask for a small answer; once more where that is harmless and the kept connection was gone."""
+        _service(asked.url)
+        try:
+            return self._asked_once(asked, read_timeout)
+        except Unanswered as error:
+            harmless = asked.method in _READ_ONLY and not asked.length
+            if not harmless or error.__cause__ is None or not was_cut(error.__cause__):
+                raise
+        return self._asked_once(asked, read_timeout)
+
+    def _asked_once(self, asked: Asked, read_timeout: float | None) -> bytes:
+        exchange = self._lines.begin(asked)
+        try:
+            exchange.answer(read_timeout or self._read_timeout)
+            return exchange.whole()
+        finally:
+            exchange.close()
 
     @contextmanager
     def _sent(self, call: _Call) -> Iterator[requests.Response]:
@@ -151,7 +207,7 @@ class GridSession:
     def _request(self, call: _Call) -> requests.Response:
         headers = {"user-agent": "dgis", "accept-encoding": "identity", **call.headers}
         if call.acting_for is not None:
-            headers["dgis-acting-for"] = quote(call.acting_for, safe=" /=:@,.+*'()\"")
+            headers["dgis-acting-for"] = _actor(call.acting_for)
         # No requests.Session in between: no environment (REQUESTS_CA_BUNDLE, proxies), no cookies, no redirects; it
         # would cost a quarter of a small call
         asked = requests.Request(call.method, call.url, headers=headers, data=call.data, params=call.params)
@@ -175,6 +231,10 @@ class GridSession:
         except OSError:
             return f"{self._identity.cert} cannot be read"
         return ""
+
+
+def _actor(acting_for: str) -> str:
+    return quote(acting_for, safe=" /=:@,.+*'()\"")
 
 
 def _service(url: str) -> str:
