@@ -225,7 +225,15 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
     engine = make_engine(node, session, on_blame=BlameReporter(catalog))
     unreachable = Unreachable(node.dgis.spool)
     table = ae_table(node, config)
-    sources = Sources(open_spool(node), engine, elements, site=node.dgis.site, metrics=metrics, unreachable=unreachable)
+    sources = Sources(
+        open_spool(node),
+        engine,
+        elements,
+        site=node.dgis.site,
+        metrics=metrics,
+        unreachable=unreachable,
+        reading=engine,
+    )
     return Services(
         ingest=make_ingest(node, metrics),
         search=Search(catalog, unreachable, metrics, near=Near(elements, site=node.dgis.site, node=node.dgis.name)),

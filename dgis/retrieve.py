@@ -1,15 +1,19 @@
-"""Retrieve instances in order, reading ahead: the next ones are on their way while one is being sent."""
+"""Retrieve instances in order, reading ahead: the next ones are on their way while one is being sent.
+
+An instance comes in one of three ways: from the own spool by a hard link, at once; from a storage element by a lane
+(`dgis.lanes`), into memory, when it is small; else, and when those failed, the thorough way: in a thread of its own,
+into a file of this process's scratch directory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +22,7 @@ from catalog.wire import Located, LocateRequest
 from certs.log import get_log
 from dgis.elements import Elements
 from dgis.errors import RetrieveUnavailable
+from dgis.lanes import Blocks, Lane, Lanes
 from dgis.metrics import Metrics
 from dgis.part10 import Part10Error, data_set_offset
 from dgis.sources import Brought, Sources
@@ -27,6 +32,7 @@ log = get_log()
 
 _POLL_SECONDS = 0.1
 _ELEMENTS_SECONDS = 15.0
+_META_BYTES = 4096  # the file meta information that we write is shorter (part10.file_meta)
 
 
 class Answer(Iterator[Located], Protocol):
@@ -76,6 +82,19 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """One instance in memory: `data_length` bytes of data set from `data_offset` of `content`, laid end to end."""
+
+    located: Located
+    content: Blocks
+    data_offset: int
+    data_length: int
+
+    def release(self) -> None:
+        """Do nothing; the memory goes with this."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """One instance that no source could give; `reason` names no patient."""
 
@@ -85,11 +104,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class ReadAhead:
-    """How far to read ahead: objects, bytes (one larger object is always allowed), transfers at once."""
+    """How far to read ahead into files: objects, bytes (one larger object is always allowed), transfers at once."""
 
     objects: int = 8
     bytes: int = 64 * 1024 * 1024
     parallel: int = 4
+
+
+Result = Fetched | Held | Failed
 
 
 def never() -> bool:
@@ -125,21 +147,70 @@ class Retrieve:
 
     def fetch(
         self, plan: Planned, *, acting_for: str | None = None, cancelled: Callable[[], bool] = never
-    ) -> Generator[Fetched | Failed, None, None]:
+    ) -> Generator[Result, None, None]:
         """Yield each instance of the plan once, in its order; the caller releases what it got.
 
         One that cannot be had is a Failed and never ends the rest. After `cancelled` says so nothing more is yielded,
         within a tenth of a second if nothing else waits; closing the iterator stops the transfers as well.
         """
-        with _Ahead(self._ahead) as ahead:
+        with (
+            contextlib.closing(self._sources.lanes(plan.instances, acting_for=acting_for)) as lanes,
+            _Ahead(self._ahead, lambda located, stopped: self._one(located, acting_for, stopped)) as ahead,
+        ):
             waiting = deque(plan.instances)
             while waiting or ahead.pending:
                 while waiting and ahead.has_room(waiting[0].object.size):
-                    located = waiting.popleft()
-                    ahead.start(located.object.size, partial(self._one, located, acting_for, ahead.stopped))
-                if not ahead.await_first(cancelled):
+                    self._begin(waiting.popleft(), lanes, ahead)
+                result = self._first(ahead, cancelled)
+                if result is None:
                     return
-                yield ahead.take()
+                yield result
+
+    def _begin(self, located: Located, lanes: Lanes, ahead: _Ahead) -> None:
+        """Put one instance in line by the quickest way that there is."""
+        lane = lanes.pop(located)
+        if lane is not None:
+            ahead.by_lane(located, lane)
+            return
+        try:
+            brought = self._sources.spooled(located)
+            if brought is not None:
+                ahead.at_hand(self._opened(located, brought))
+                return
+        except (OSError, Part10Error) as error:
+            log.info("not had from the spool", object=located.object.object_key, error=type(error).__name__)
+        ahead.by_thread(located)
+
+    def _first(self, ahead: _Ahead, cancelled: Callable[[], bool]) -> Result | None:
+        """Wait for the first in line; None when the caller cancelled."""
+        while not cancelled():
+            way = ahead.pending[0].way
+            if isinstance(way, Future):
+                with contextlib.suppress(TimeoutError):
+                    result: Result = way.result(0 if way.done() else _POLL_SECONDS)
+                    ahead.pending.popleft()
+                    return result
+            elif isinstance(way, Lane):
+                answer = way.take(_POLL_SECONDS)
+                if isinstance(answer, tuple):
+                    return self._held(ahead.pending.popleft().located, *answer)
+                if answer is not None:
+                    log.info("fetched apart", error=type(answer).__name__, reason=answer.detail)
+                    ahead.by_thread_after_all()
+            else:
+                ahead.pending.popleft()
+                return way
+        return None
+
+    def _held(self, located: Located, element: str, content: Blocks) -> Held | Failed:
+        self._sources.came(element)
+        head = content[0] if content and len(content[0]) >= _META_BYTES else b"".join(content)
+        try:
+            offset, _ = data_set_offset(io.BytesIO(head))
+        except Part10Error as error:
+            self._metrics.fetch_failures.inc()
+            return Failed(located, f"Part10Error: {error}"[:300])
+        return Held(located, content, offset, located.object.size - offset)
 
     def _one(self, located: Located, acting_for: str | None, stopped: Callable[[], bool]) -> Fetched | Failed:
         try:
@@ -182,46 +253,58 @@ class Retrieve:
         return Fetched(located, brought.path, offset, located.object.size - offset)
 
 
-class _Ahead:
-    """The transfers under way for one retrieve, in order. Used by one thread; the transfers run in a pool."""
+@dataclass(slots=True)
+class _InLine:
+    """One instance that was begun: at hand, coming by a lane, or being fetched; `size` is what it takes on disk."""
 
-    def __init__(self, limits: ReadAhead) -> None:
+    located: Located
+    size: int
+    way: Fetched | Lane | Future[Fetched | Failed]
+
+
+class _Ahead:
+    """What is under way for one retrieve, in order. Used by one thread; thorough transfers run in a pool."""
+
+    def __init__(self, limits: ReadAhead, fetch: Callable[[Located, Callable[[], bool]], Fetched | Failed]) -> None:
         self._limits = limits
+        self._fetch = fetch
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(limits.parallel, thread_name_prefix="fetch")
-        self.pending: deque[tuple[int, Future[Fetched | Failed]]] = deque()
+        self.pending: deque[_InLine] = deque()
 
     def __enter__(self) -> _Ahead:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        for _, future in self.pending:
-            if not future.cancel():
-                future.add_done_callback(_discard)
+        for one in self.pending:
+            if isinstance(one.way, Fetched):
+                one.way.release()
+            elif isinstance(one.way, Future) and not one.way.cancel():
+                one.way.add_done_callback(_discard)
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def stopped(self) -> bool:
-        return self._stop.is_set()
 
     def has_room(self, size: int) -> bool:
         if not self.pending:
             return True
-        taken = sum(size for size, _ in self.pending)
+        taken = sum(one.size for one in self.pending)
         return len(self.pending) < self._limits.objects and taken + size <= self._limits.bytes
 
-    def start(self, size: int, work: Callable[[], Fetched | Failed]) -> None:
-        self.pending.append((size, self._pool.submit(work)))
+    def at_hand(self, fetched: Fetched) -> None:
+        self.pending.append(_InLine(fetched.located, 0, fetched))
 
-    def await_first(self, cancelled: Callable[[], bool]) -> bool:
-        """Wait for the first transfer; False when the caller cancelled."""
-        while not cancelled():
-            if wait_for([self.pending[0][1]], timeout=_POLL_SECONDS).done:
-                return True
-        return False
+    def by_lane(self, located: Located, lane: Lane) -> None:
+        self.pending.append(_InLine(located, 0, lane))
 
-    def take(self) -> Fetched | Failed:
-        return self.pending.popleft()[1].result()
+    def by_thread(self, located: Located) -> None:
+        self.pending.append(_InLine(located, located.object.size, self._submitted(located)))
+
+    def by_thread_after_all(self) -> None:
+        """Fetch the first in line, which did not come by its lane."""
+        self.pending[0].way = self._submitted(self.pending[0].located)
+
+    def _submitted(self, located: Located) -> Future[Fetched | Failed]:
+        return self._pool.submit(self._fetch, located, self._stop.is_set)
 
 
 def _discard(future: Future[Fetched | Failed]) -> None:

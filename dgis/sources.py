@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from catalog.wire import Located, ReplicaChange, ReplicaRef
 from certs.log import get_log
 from dgis.disk import ProcessDirectory
 from dgis.elements import Elements
+from dgis.lanes import LANE_BYTES, Batch, Lanes
 from dgis.metrics import Metrics
 from dgis.spool import Spool
 from storage_provider.errors import NotFound, StorageError
@@ -33,6 +34,13 @@ class Fetching(Protocol):
         self, source: Source, target: Path, *, acting_for: str | None = None, cancelled: Callable[[], bool]
     ) -> Fetched:
         """Write the verified object to `target`. Raises StorageError."""
+
+
+class Reading(Protocol):
+    """The part of the transfer engine that reads small objects ahead."""
+
+    def read_ahead(self, sources: Sequence[Source], *, acting_for: str | None, window: int) -> Batch | None:
+        """Begin a batch; None when no storage element with the first one's copies works."""
 
 
 class SuspectCatalog(Protocol):
@@ -62,9 +70,14 @@ class Sources:
         site: str,
         metrics: Metrics,
         unreachable: Callable[[], tuple[str, ...]] = tuple,
+        reading: Reading | None = None,
     ) -> None:
-        """`site` is the own one: its storage elements are asked first, `unreachable` ones last."""
+        """`site` is the own one: its storage elements are asked first, `unreachable` ones last.
+
+        With `reading` small objects of one retrieve come in batches, without it each by itself.
+        """
         self._unreachable = unreachable
+        self._reading = reading
         self._spool, self._engine, self._elements = spool, engine, elements
         self._site, self._metrics = site, metrics
         self._scratch = ProcessDirectory(spool.root / "scratch")
@@ -77,7 +90,7 @@ class Sources:
 
         `patient` waits a moment for an object that the worker is just moving inside the spool.
         """
-        target = self._scratch.get().path / f"{next(self._numbers):08d}"
+        target = self._target()
         tries = _MOVING_TRIES if patient and not self._doors(located.replicas) else 1
         for attempt in range(tries):
             time.sleep(_MOVING_SECONDS if attempt else 0.0)
@@ -86,9 +99,51 @@ class Sources:
                 return Brought(target, "spool")
         return self._fetch(located, target, acting_for, cancelled)
 
+    def spooled(self, located: Located) -> Brought | None:
+        """Return a copy from the own spool at once, None when it is not there. Raises OSError."""
+        target = self._target()
+        if not self._link_spooled(located.object.sha256, located.object.size, target):
+            return None
+        self._metrics.fetches.labels(source="spool").inc()
+        return Brought(target, "spool")
+
+    def lanes(self, instances: Iterable[Located], *, acting_for: str | None) -> Lanes:
+        """Begin to read ahead what is small and lies at storage elements, not in the spool; to be closed."""
+        reading = self._reading
+        if reading is None:
+            return Lanes(_no_batch, ())
+
+        def begin(sources: Sequence[Source]) -> Batch | None:
+            return reading.read_ahead(sources, acting_for=acting_for, window=LANE_BYTES)
+
+        return Lanes(begin, self._elsewhere(instances))
+
+    def came(self, element: str) -> None:
+        """Count an object that came by a lane."""
+        self._metrics.fetches.labels(source=element).inc()
+
     def close(self) -> None:
         """Remove the scratch directory."""
         self._scratch.close()
+
+    def _target(self) -> Path:
+        return self._scratch.get().path / f"{next(self._numbers):08d}"
+
+    def _elsewhere(self, instances: Iterable[Located]) -> Iterator[tuple[Located, Source | None]]:
+        """Give each instance the source of its verified copies, None to one that is in the spool or has none."""
+        doors_of: dict[tuple[str, ...], tuple[Doors, ...]] = {}  # the copies of a study lie at the same few places
+        for located in instances:
+            ref = located.object
+            copies = [r for r in located.replicas if r.kind == "object" and r.state == "verified"]
+            waiting = any(r.kind == "spool" for r in located.replicas) and self._spool.find(ref.sha256) is not None
+            if waiting or not copies:
+                yield located, None
+                continue
+            places = tuple(r.location for r in copies)
+            if places not in doors_of:
+                doors_of[places] = self._doors(copies)
+            doors = doors_of[places]
+            yield located, Source(doors, ref.object_key, ref.size, ref.sha256, ref.chunks) if doors else None
 
     def _link_spooled(self, sha256: str, size: int, target: Path) -> bool:
         # A hard link: the worker may free its name at any time, the bytes stay as long as ours.
@@ -131,6 +186,10 @@ class Sources:
         copies = [r for r in replicas if r.kind == "object" and r.state in ("verified", "suspect")]
         found = (self._elements.doors(replica.location) for replica in sorted(copies, key=rank))
         return tuple(doors for doors in found if doors is not None)
+
+
+def _no_batch(_: Sequence[Source]) -> None:
+    """Read nothing ahead."""
 
 
 class BlameReporter:

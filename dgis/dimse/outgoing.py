@@ -20,7 +20,10 @@ MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One instance to send: `length` bytes of data set from `offset` of `path`."""
+    """One instance to send: `length` bytes of data set from `offset` of `path`, or of `content` when that is given.
+
+    `content` is the same bytes in memory, in pieces to be laid end to end.
+    """
 
     sop_class: str
     instance: str
@@ -28,6 +31,7 @@ class Outgoing:
     path: Path
     offset: int
     length: int
+    content: tuple[bytes, ...] | None = None
 
 
 def _nobody_asks(_: PeerAddress) -> None:
@@ -69,13 +73,28 @@ class Adapter:
             yield item
             return
         target = self._scratch() / f"converted-{next(self._numbers):08d}"
-        job = Job(str(item.path), item.offset, item.length, item.transfer_syntax, syntax, str(target))
-        try:
-            length = self._converted(job, cancelled)
-            yield replace(item, transfer_syntax=syntax, path=target, offset=0, length=length)
-        finally:
-            target.unlink(missing_ok=True)
+        with self._as_file(item) as path:
+            job = Job(str(path), item.offset, item.length, item.transfer_syntax, syntax, str(target))
+            try:
+                length = self._converted(job, cancelled)
+                yield replace(item, transfer_syntax=syntax, path=target, offset=0, length=length, content=None)
+            finally:
+                target.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _as_file(self, item: Outgoing) -> Iterator[Path]:
+        """Yield a file with the instance, for another process to read; one that is in memory is written down."""
+        if item.content is None:
+            yield item.path
+            return
+        path = self._scratch() / f"unconverted-{next(self._numbers):08d}"
+        try:
+            with path.open("xb", buffering=0) as stream:
+                for piece in item.content:
+                    stream.write(piece)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def _converted(self, job: Job, cancelled: Callable[[], bool]) -> int:
         try:

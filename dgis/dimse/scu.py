@@ -19,7 +19,7 @@ from dgis.dimse.refusal import refusal
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE, Proposal
 from dgis.dimse.runtime.sockets import PeerGone
-from dgis.dimse.sending import SendCancelled, send_data_set
+from dgis.dimse.sending import Buffer, SendCancelled, send_data_set
 from dgis.transcode.errors import TranscodeError
 
 _MAX_DEAD = 3  # associations lost one after the other before a destination is given up
@@ -95,6 +95,7 @@ class StoreSender:
         self._groups, self._group_of = _grouped(contexts_of(kinds, convertible=adapter is not AS_STORED))
         self._open: dict[int, GridAssociation] = {}
         self._message_id = 0
+        self._buffer = Buffer()
         self._dead = 0
         self._woken = threading.Event()
         self.reason = ""  # why the last `send` returned None, or the peer's Error Comment
@@ -145,7 +146,7 @@ class StoreSender:
         self._message_id = self._message_id % 0xFFFF + 1
         request = dimse.store_request(self._message_id, item.sop_class, item.instance, self._originator)
         try:
-            send_data_set(association, context_id, request, item, cancelled=self._cancelled)
+            send_data_set(association, context_id, request, item, buffer=self._buffer, cancelled=self._cancelled)
             answer = self._response(association)
         except (PeerGone, SendCancelled):
             answer = None

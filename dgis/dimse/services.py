@@ -21,8 +21,8 @@ from dgis.record import Arrival
 class Incoming(Protocol):
     """One object on its way in. After an exception from `write` or `commit` nothing of it is left."""
 
-    def write(self, data: bytes) -> None:
-        """Take the next bytes of the data set. Raises SpoolFull, SpoolError."""
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes of the data set; the buffer is the caller's again on return. Raises SpoolFull, ..."""
 
     def commit(self) -> object:
         """Return when the object is safe. Raises BadDataSet, SpoolFull, SpoolError, NotReplicated, ..."""
@@ -111,6 +111,29 @@ class Fetched(Protocol):
         """The file is not needed any more."""
 
 
+class Held(Protocol):
+    """An instance in memory: `data_length` bytes of data set from `data_offset` of `content`, laid end to end."""
+
+    @property
+    def located(self) -> Located:
+        """Which instance."""
+
+    @property
+    def content(self) -> tuple[bytes, ...]:
+        """The bytes, in pieces; other bytes may come before the data set."""
+
+    @property
+    def data_offset(self) -> int:
+        """Where the data set begins."""
+
+    @property
+    def data_length(self) -> int:
+        """How long it is."""
+
+    def release(self) -> None:
+        """It is not needed any more."""
+
+
 class Failed(Protocol):
     """An instance that no source could give."""
 
@@ -124,14 +147,17 @@ class Failed(Protocol):
 
 
 class Retrieve(Protocol):
-    """The C-MOVE and C-GET use case (`dgis.retrieve.Retrieve`). Thread-safe. A result with a `path` is a Fetched."""
+    """The C-MOVE and C-GET use case (`dgis.retrieve.Retrieve`). Thread-safe.
+
+    A result with a `reason` is a Failed, one with a `content` a Held.
+    """
 
     def plan(self, request: LocateRequest, *, acting_for: str | None) -> Plan:
         """Say which instances match. Raises RetrieveUnavailable when the catalog does not answer."""
 
     def fetch(
         self, plan: Plan, *, acting_for: str | None, cancelled: Callable[[], bool]
-    ) -> Generator[Fetched | Failed, None, None]:
+    ) -> Generator[Fetched | Held | Failed, None, None]:
         """Yield each instance of the plan once, reading ahead; stop soon after `cancelled` says so, or when closed."""
 
 

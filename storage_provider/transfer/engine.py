@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +28,7 @@ from storage_provider.keys import object_key
 from storage_provider.transfer.fetch import Blame, Caller, Fetch, Patience, Source
 from storage_provider.transfer.landing import Landing
 from storage_provider.transfer.plan import Limits
+from storage_provider.transfer.reading import Reading
 from storage_provider.transfer.route import FIRST_REST, DoorChange, DoorHealth, Doors, Route
 from storage_provider.transfer.storing import StoreMany, local_fault
 
@@ -135,6 +136,24 @@ class Engine:
                     self._on_blame(blame)
             landing.publish()
         return Fetched(target, source.size, source.sha256, tuple(fetch.served.items()), tuple(fetch.blames))
+
+    def read_ahead(self, sources: Sequence[Source], *, acting_for: str | None, window: int) -> Reading | None:
+        """Begin a batch of small objects that lie at the same storage elements, at the first of these that works.
+
+        None when none has answered lately. Nothing is blamed, or tried elsewhere: `fetch` what the batch cannot give.
+        """
+        doors = next((doors for doors in sources[0].doors if doors.urls and not self._route.rests(doors)), None)
+        if doors is None:
+            return None
+        self._probe_if_due(doors)
+        url, began = self._route.order(doors)[0], self._route.clock()
+
+        def too_slow(silent: float) -> None:
+            self._route.failed(doors, url, "too slow", began=began, silent=silent)
+
+        return Reading(
+            doors.se, lambda: self.channel(url), sources, acting_for=acting_for, window=window, too_slow=too_slow
+        ).start()
 
     def _await_a_door(self, source: Source, cancelled: Callable[[], bool]) -> None:
         """When no replica answered lately, wait for the next try if it is near, else say so at once: the thousandth

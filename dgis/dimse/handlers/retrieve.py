@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, cast
 
 from dgis.dimse import command as dimse
@@ -22,8 +23,8 @@ from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.entity import GridAE
 from dgis.dimse.runtime.sockets import PeerGone
 from dgis.dimse.scu import StoreSender, comment_of, outcome
-from dgis.dimse.sending import send_data_set
-from dgis.dimse.services import Failed, Fetched, Plan, Services
+from dgis.dimse.sending import Buffer, send_data_set
+from dgis.dimse.services import Failed, Fetched, Held, Plan, Services
 from dgis.dimse.values import IdentifierError
 from dgis.errors import RetrieveUnavailable
 from dgis.transcode.errors import TranscodeError
@@ -157,14 +158,16 @@ class _Stop:
         return self._operation.cancelled() or self._sender.given_up
 
 
-def _send_all(operation: Operation, sender: Sender, results: Iterator[Fetched | Failed], progress: Progress) -> None:
+def _send_all(
+    operation: Operation, sender: Sender, results: Iterator[Fetched | Held | Failed], progress: Progress
+) -> None:
     for result in results:
         uid = result.located.instance_uid
-        path = getattr(result, "path", None)
-        if path is None:
-            progress.count(uid, "failed", cast("Failed", result).reason)
+        reason = getattr(result, "reason", None)
+        if reason is not None:
+            progress.count(uid, "failed", reason)
         else:
-            fetched = cast("Fetched", result)
+            fetched = cast("Fetched | Held", result)
             try:
                 how, reason = ("failed", "") if operation.cancelled() else _send(sender, fetched)
             finally:
@@ -176,24 +179,28 @@ def _send_all(operation: Operation, sender: Sender, results: Iterator[Fetched | 
         _report(operation, progress)
 
 
-def _send(sender: Sender, fetched: Fetched) -> tuple[str, str]:
+def _send(sender: Sender, fetched: Fetched | Held) -> tuple[str, str]:
     """Return how the sub-operation ended, and why when it failed."""
-    located = fetched.located
-    item = Outgoing(
-        located.sop_class_uid,
-        located.instance_uid,
-        located.transfer_syntax_uid,
-        fetched.path,
-        fetched.data_offset,
-        fetched.data_length,
-    )
     try:
-        code = sender.send(item)
+        code = sender.send(_outgoing(fetched))
     except PeerGone:
         raise
     except OSError as error:
         return "failed", f"the instance cannot be read or converted: {error.strerror or error}"
     return outcome(code), sender.reason if code is None else f"the receiver answered {code:04X}"
+
+
+def _outgoing(fetched: Fetched | Held) -> Outgoing:
+    located, content = fetched.located, getattr(fetched, "content", None)
+    return Outgoing(
+        located.sop_class_uid,
+        located.instance_uid,
+        located.transfer_syntax_uid,
+        Path() if content is not None else cast("Fetched", fetched).path,
+        fetched.data_offset,
+        fetched.data_length,
+        content,
+    )
 
 
 def _report(operation: Operation, progress: Progress) -> None:
@@ -247,6 +254,7 @@ class _GetSender:
         self._session = session
         self._adapter = adapter or AS_STORED
         self._message_id = 0
+        self._buffer = Buffer()
         self._contexts = [c for c in self._association.contexts.values() if c.abstract_syntax in session.scp_roles]
         self.reason = ""
 
@@ -271,7 +279,7 @@ class _GetSender:
     def _deliver(self, context_id: int, item: Outgoing) -> int:
         self._message_id = self._message_id % 0xFFFF + 1
         request = dimse.store_request(self._message_id, item.sop_class, item.instance, None)
-        send_data_set(self._association, context_id, request, item)
+        send_data_set(self._association, context_id, request, item, buffer=self._buffer)
         status_code, self.reason = self._response()
         return status_code
 
