@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, and_, bindparam, delete, func, insert, select, update
 
 from catalog.prepare import Prepared, micros
 from catalog.schema.tables import headers, instances, objects, placements, replicas
@@ -15,8 +15,9 @@ from catalog.store.filing import Filing
 from catalog.text import INDEXED_LENGTH, clean
 from catalog.wire import InstanceRecord, RefusedChange, ReplicaChange
 
-_GOOD = ("verified", "spooled")
-_KEPT = ("verified", "suspect")
+# Written out: SQLAlchemy would put the words of an IN into the statement anew each time it runs
+_IS_GOOD = (replicas.c.state == "verified") | (replicas.c.state == "spooled")
+_IS_KEPT = (replicas.c.state == "verified") | (replicas.c.state == "suspect")
 
 
 @dataclass(slots=True)
@@ -62,23 +63,25 @@ class Copies:
         if not copies:
             return {}
         at = self.placement_ids({frozenset({_record(copy).spooled_at}) for copy in copies})
-        rows = [_object_row(copy, at[frozenset({_record(copy).spooled_at})]) for copy in copies]
-        ids = self._connection.execute(
-            insert(objects).returning(objects.c.id, sort_by_parameter_order=True), rows).scalars().all()
-        for copy, new in zip(copies, ids, strict=True):
+        for copy, new in zip(copies, self._database.new_ids(self._connection, objects, len(copies)), strict=True):
             copy.id = new
-        self._connection.execute(insert(headers), [_header_row(copy) for copy in copies])
-        self._connection.execute(insert(replicas), [_spool_row(copy.id, _record(copy)) for copy in copies])
+        rows = [_object_row(copy, at[frozenset({_record(copy).spooled_at})]) for copy in copies]
+        self._insert(objects, rows)
+        self._insert(headers, [_header_row(copy) for copy in copies])
+        self._insert(replicas, [_spool_row(copy.id, _record(copy)) for copy in copies])
         return {copy.id: row["placement_fk"] for copy, row in zip(copies, rows, strict=True)}
 
     def set_role(self, object_ids: Iterable[int], role: str) -> None:
         """Make copies current, quarantined or retired."""
-        self._connection.execute(
-            update(objects).where(self._database.among(objects.c.id, list(object_ids))).values(role=role))
+        ids = list(object_ids)
+        if ids:
+            self._connection.execute(update(objects).where(self._database.among(objects.c.id, ids)).values(role=role))
 
     def verified_at(self, object_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Name the storage elements that hold each object verified."""
         found: dict[int, list[str]] = defaultdict(list)
+        if not object_ids:
+            return {}
         for object_fk, location in self._connection.execute(
             select(replicas.c.object_fk, replicas.c.location)
             .where(self._database.among(replicas.c.object_fk, object_ids),
@@ -90,11 +93,13 @@ class Copies:
 
     def add_spooled(self, pairs: Sequence[tuple[int, Prepared]]) -> None:
         """Note that another spool holds a copy of objects that are known already."""
+        if not pairs:
+            return
         wanted = {(object_fk, one.record.spooled_at): one for object_fk, one in pairs}
         have = self._replicas([key[0] for key in wanted])
         rows = [_spool_row(key[0], one.record) for key, one in wanted.items() if (*key, "spool") not in have]
         if rows:
-            self._connection.execute(insert(replicas), rows)
+            self._insert(replicas, rows)
             self.refresh({row["object_fk"] for row in rows})
 
     def change(self, wanted: Sequence[ReplicaChange], *, now: int) -> tuple[list[ReplicaChange], list[RefusedChange]]:
@@ -128,7 +133,7 @@ class Copies:
 
         Gives the keys of their objects, and how many of those have no good copy anywhere now.
         """
-        here = and_(replicas.c.location == location, replicas.c.kind == "object", replicas.c.state.in_(_KEPT))
+        here = and_(replicas.c.location == location, replicas.c.kind == "object", _IS_KEPT)
         rows = self._connection.execute(
             select(replicas.c.id, objects.c.id.label("object_fk"), objects.c.object_key)
             .select_from(replicas.join(objects, objects.c.id == replicas.c.object_fk)).where(here)
@@ -138,13 +143,13 @@ class Copies:
                                  .values(state="lost"))
         self.refresh(ids)
         good = set(self._connection.execute(select(replicas.c.object_fk).where(
-            self._database.among(replicas.c.object_fk, ids), replicas.c.state.in_(_GOOD))).scalars())
+            self._database.among(replicas.c.object_fk, ids), _IS_GOOD)).scalars())
         return [row.object_key for row in rows], len(set(ids) - good)
 
     def kept_at(self, location: str) -> int:
         """Count the copies that a storage element is said to have."""
         return int(self._connection.execute(select(func.count()).where(
-            replicas.c.location == location, replicas.c.kind == "object", replicas.c.state.in_(_KEPT))).scalar_one())
+            replicas.c.location == location, replicas.c.kind == "object", _IS_KEPT)).scalar_one())
 
     def refresh(self, object_ids: Iterable[int]) -> None:
         """Recompute the placements of objects after their replicas changed, and the counts that follow from them."""
@@ -152,11 +157,12 @@ class Copies:
         good: dict[int, set[str]] = {one: set() for one in ids}
         for object_fk, location in self._connection.execute(
             select(replicas.c.object_fk, replicas.c.location)
-            .where(self._database.among(replicas.c.object_fk, ids), replicas.c.state.in_(_GOOD))
+            .where(self._database.among(replicas.c.object_fk, ids), _IS_GOOD)
         ):
             good[object_fk].add(location)
         at = self.placement_ids({frozenset(names) for names in good.values()})
-        moved, filed = [], []
+        moved: dict[int, list[int]] = defaultdict(list)  # by the placement that they move to
+        filed = []
         for row in self._connection.execute(
             select(objects.c.id, objects.c.placement_fk, instances.c.series_fk)
             .select_from(objects.outerjoin(instances, instances.c.object_fk == objects.c.id))
@@ -164,13 +170,13 @@ class Copies:
         ):
             new = at[frozenset(good[row.id])]
             if new != row.placement_fk:
-                moved.append({"b_id": row.id, "b_new": new})
+                moved[new].append(row.id)
                 if row.series_fk is not None:
                     filed.append((row.series_fk, row.placement_fk, new))
-        if moved:
-            self._connection.execute(update(objects).where(objects.c.id == bindparam("b_id"))
-                                     .values(placement_fk=bindparam("b_new")), moved)
-            self._filing.move_placement(filed)
+        for new, ids in moved.items():
+            self._connection.execute(
+                update(objects).where(self._database.among(objects.c.id, ids)).values(placement_fk=new))
+        self._filing.move_placement(filed)
 
     def placement_ids(self, sets: set[frozenset[str]]) -> dict[frozenset[str], int]:
         """Find or make the ids of sets of places."""
@@ -183,6 +189,9 @@ class Copies:
             ids = self._connection.execute(statement, fresh).scalars().all()
             found.update({row["locations"]: new for row, new in zip(fresh, ids, strict=True)})
         return {one: found[line] for line, one in lines.items()}
+
+    def _insert(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        self._database.insert(self._connection, table, rows)
 
     def _select(self, column: Any, values: Sequence[str]) -> Iterable[Any]:
         return self._connection.execute(
@@ -204,8 +213,7 @@ class Copies:
         kept = [{"b_id": have[key][0], "b_state": row["state"], "b_at": row["verified_at"]}
                 for key, row in final.items() if row is not None and key in have]
         gone = [have[key][0] for key, row in final.items() if row is None and key in have]
-        if fresh:
-            self._connection.execute(insert(replicas), fresh)
+        self._insert(replicas, fresh)
         if kept:
             self._connection.execute(update(replicas).where(replicas.c.id == bindparam("b_id"))
                                      .values(state=bindparam("b_state"), verified_at=bindparam("b_at")), kept)
@@ -226,7 +234,7 @@ def _copy(row: Any) -> Copy:
 def _object_row(copy: Copy, placement_fk: int) -> dict[str, Any]:
     record, one = _record(copy), copy.prepared
     return {
-        "object_key": record.object_key, "instance_uid": record.instance_uid, "role": copy.role,
+        "id": copy.id, "object_key": record.object_key, "instance_uid": record.instance_uid, "role": copy.role,
         "sop_class_uid": record.sop_class_uid, "transfer_syntax_uid": record.transfer_syntax_uid,
         "data_sha256": record.data_sha256, "sha256": record.sha256, "size": record.size,
         "chunks": " ".join(record.chunks), "pixel_offset": record.pixel_offset,

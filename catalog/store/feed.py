@@ -10,6 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from catalog.prepare import EPOCH
 from catalog.schema.tables import catalog_state, changes
+from catalog.store.database import Database
 from catalog.wire import Change
 
 Payload = Mapping[str, str | int | bool | None]
@@ -18,8 +19,8 @@ Payload = Mapping[str, str | int | bool | None]
 class Feed:
     """Collect the events of one writing transaction; `flush` numbers and writes them as its last act."""
 
-    def __init__(self, connection: Connection, *, site: str, now: int) -> None:
-        self._connection, self._site, self.now = connection, site, now
+    def __init__(self, database: Database, connection: Connection, *, site: str, now: int) -> None:
+        self._database, self._connection, self._site, self.now = database, connection, site, now
         self._events: list[tuple[str, str, bool, Payload]] = []
 
     def add(self, kind: str, subject: str, payload: Payload, *, tombstone: bool = False) -> None:
@@ -41,7 +42,7 @@ class Feed:
              "tombstone": tombstone, "subject": subject, "at": self.now, "payload": json.dumps(payload)}
             for seq, (kind, subject, tombstone, payload) in enumerate(self._events, first)
         ]
-        self._connection.execute(insert(changes), rows)
+        self._database.insert(self._connection, changes, rows)
         self._events.clear()
 
 

@@ -53,7 +53,7 @@ class Filing:
             row.update(series_fk=series_rows[study_fk, one.series_uid]["id"], object_fk=object_fk,
                        transfer_syntax_uid=one.record.transfer_syntax_uid, modality=one.modality)
             rows.append(row)
-        self._connection.execute(insert(instances), rows)
+        self._database.insert(self._connection, instances, rows)
         tally = _Tally()
         for (one, _, placement_fk), row in zip(filed, rows, strict=True):
             study = study_rows[one.study_uid]
@@ -160,10 +160,11 @@ class Filing:
         if not missing:
             return
         rows = [dict(wanted[key]) for key in missing]
-        statement = insert(table).returning(table.c.id, sort_by_parameter_order=True)
-        ids = self._connection.execute(statement, rows).scalars().all()
+        ids = self._database.new_ids(self._connection, table, len(rows))
         for key, row, new in zip(missing, rows, ids, strict=True):
-            present[key] = {**row, "id": new}
+            row["id"] = new
+            present[key] = row
+        self._connection.execute(insert(table), rows)
         if table is studies:
             added = Counter(int(present[key]["patient_fk"]) for key in missing)
             self._bump(patients, {patient_fk: {"n_studies": n} for patient_fk, n in added.items()})

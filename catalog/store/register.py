@@ -143,9 +143,8 @@ class Registration:
 
     def _attach(self, placement_of: dict[int, int]) -> None:
         revived = [copy for copy in self._revived if copy.role == "current"]
-        placement_of = placement_of | {row.id: row.placement_fk for row in self._connection.execute(
-            select(objects.c.id, objects.c.placement_fk)
-            .where(self._database.among(objects.c.id, [copy.id for copy in revived])))}
+        if revived:
+            placement_of = placement_of | self._placements_of(revived)
         filed: list[Filed] = []
         for copy in [*self._new, *revived]:
             if copy.role == "current" and copy.prepared is not None:
@@ -155,6 +154,11 @@ class Registration:
             self._feed.add("instance", one.record.instance_uid, {
                 "object_key": one.record.object_key, "study_uid": one.study_uid, "series_uid": one.series_uid})
         self._report(strangers)
+
+    def _placements_of(self, copies: Sequence[Copy]) -> dict[int, int]:
+        return {row.id: row.placement_fk for row in self._connection.execute(
+            select(objects.c.id, objects.c.placement_fk)
+            .where(self._database.among(objects.c.id, [copy.id for copy in copies])))}
 
     def _report(self, strangers: Sequence[tuple[Prepared, str]]) -> None:
         """Report, once each, that a study names a second patient."""

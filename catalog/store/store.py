@@ -197,4 +197,4 @@ class Store:
         return Copies(self._database, connection, Filing(self._database, connection))
 
     def _feed(self, connection: Connection) -> Feed:
-        return Feed(connection, site=self._site, now=time.time_ns() // 1000)
+        return Feed(self._database, connection, site=self._site, now=time.time_ns() // 1000)
