@@ -109,10 +109,10 @@ class GridSession:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
-        data: bytes | SizedBody = b"",
+        data: bytes | memoryview | SizedBody = b"",
         acting_for: str | None = None,
     ) -> Exchange:
-        """Send a request, so that several can be under way; then comes ``exchange.answer``, and always its ``close``.
+        """Send a request, so that several can be under way; then comes its ``answer``, and always its ``close``.
 
         ``data`` is bytes, or an iterable that knows its length in bytes. Raises Unanswered. For small calls and bulk:
         ``stream`` costs thrice as much; it alone does HEAD and bodies of unknown length.
@@ -121,13 +121,8 @@ class GridSession:
         if acting_for is not None:
             sent["dgis-acting-for"] = _actor(acting_for)
         _service(url)
-        body = (data,) if isinstance(data, bytes) else data
+        body = (data,) if isinstance(data, bytes | memoryview) else data
         return self._lines.begin(Asked(method, url, sent, body, len(data)))
-
-    def answer(self, exchange: Exchange, *, read_timeout: float | None = None) -> Exchange:
-        """Wait for the head of the answer; raises Unanswered, or Answered for 300 and above."""
-        exchange.answer(read_timeout or self._read_timeout)
-        return exchange
 
     @contextmanager
     def stream(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
+from urllib.parse import urlencode
 
 import requests
 from pydantic import BaseModel, ValidationError
 
 from certs.errors import Answered, ServerRefused, Unanswered
-from certs.https.session import GridSession, Params
+from certs.https.lines import Exchange
+from certs.https.session import GridSession, Params, SizedBody
 from storage_provider.errors import Denied, Faulty, Unreachable
 from storage_provider.https.problems import from_answer, from_silence
 from storage_provider.timeouts import Timeouts
@@ -32,7 +34,7 @@ class Ask:
     url: str
     key: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    data: bytes | Iterable[bytes] | None = None
+    data: bytes | memoryview | SizedBody | None = None
     params: Params | None = None
     acting_for: str | None = None
     patience: float | None = None
@@ -48,33 +50,76 @@ class Asker:
         self._permit = {PERMIT_HEADER: permit} if permit else {}
 
     @contextmanager
-    def stream(self, ask: Ask) -> Iterator[requests.Response]:
-        """Hand out the response before its body is read; raises StorageErrors, also inside the block."""
+    def said(self, key: str) -> Iterator[None]:
+        """Put the session's errors into StorageErrors."""
         try:
-            with self._session.stream(
-                ask.method,
-                ask.url,
-                headers={**self._permit, **ask.headers},
-                data=ask.data,
-                params=ask.params,
-                acting_for=ask.acting_for,
-                read_timeout=ask.patience or self.timeouts.answer,
-            ) as response:
-                yield response
+            yield
         except ServerRefused as error:
-            refused = Denied(str(error), door=self.door, key=ask.key)
+            refused = Denied(str(error), door=self.door, key=key)
             refused.permanent = False  # a renewed certificate or a fresh CRL changes it
             raise refused from error
         except Unanswered as error:
-            raise from_silence(error, door=self.door, key=ask.key) from error
+            raise from_silence(error, door=self.door, key=key) from error
         except Answered as error:
-            raise from_answer(error, door=self.door, key=ask.key) from error
+            raise from_answer(error, door=self.door, key=key) from error
+
+    @contextmanager
+    def stream(self, ask: Ask) -> Iterator[requests.Response]:
+        """Hand out requests' response before its body is read; raises StorageErrors, also inside the block."""
+        with (
+            self.said(ask.key),
+            self._session.stream(
+                ask.method,
+                ask.url,
+                headers={**self._permit, **ask.headers},
+                data=bytes(ask.data) if isinstance(ask.data, memoryview) else ask.data,
+                params=ask.params,
+                acting_for=ask.acting_for,
+                read_timeout=ask.patience or self.timeouts.answer,
+            ) as response,
+        ):
+            yield response
+
+    def begin(self, ask: Ask) -> Exchange:
+        """Send a request; then comes `answer`, and always the exchange's `close`. Raises StorageErrors."""
+        url = f"{ask.url}?{urlencode(ask.params)}" if ask.params else ask.url
+        headers = {**self._permit, **ask.headers}
+        with self.said(ask.key):
+            return self._session.begin(
+                ask.method, url, headers=headers, data=ask.data or b"", acting_for=ask.acting_for
+            )
+
+    def answer(self, exchange: Exchange, ask: Ask) -> None:
+        """Wait for the head of the answer; raises StorageErrors."""
+        with self.said(ask.key):
+            exchange.answer(ask.patience or self.timeouts.answer)
+
+    @contextmanager
+    def answered(self, ask: Ask) -> Iterator[Exchange]:
+        """Ask, and hand out the answer before its body is read."""
+        with self.answer_of(self.begin(ask), ask) as exchange:
+            yield exchange
+
+    @contextmanager
+    def answer_of(self, exchange: Exchange, ask: Ask) -> Iterator[Exchange]:
+        """Hand out the answer of an exchange begun; asks a reader's question once more when its kept line was gone."""
+        try:
+            try:
+                self.answer(exchange, ask)
+            except Unreachable:
+                if ask.method != "GET" or not exchange.kept:
+                    raise
+                exchange.close()
+                exchange = self.begin(ask)
+                self.answer(exchange, ask)
+            yield exchange
+        finally:
+            exchange.close()
 
     def whole(self, ask: Ask) -> bytes:
         """Return the body of a small answer."""
-        with self.stream(ask) as response:
-            body: bytes = response.raw.read()
-            return body
+        with self.answered(ask) as exchange, self.said(ask.key):
+            return exchange.whole()
 
     def model(self, kind: type[ModelT], ask: Ask, *, body: BaseModel | None = None) -> ModelT:
         """Send JSON, if any, and parse the JSON answer; asks again once when a kept connection was gone."""

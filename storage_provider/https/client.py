@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-
 from certs.https.session import GridSession
 from storage_provider.channel import EVERYTHING, Capabilities, Got, ObjectSpec, Put, Space, Stat, Stored, Want
 from storage_provider.errors import DoorURL, Faulty, NotFound, StorageError, Unreachable
 from storage_provider.https.asking import Ask, Asker
+from storage_provider.https.batches import PutMany, blocks_of, get_ahead
 from storage_provider.https.problems import error_named
 from storage_provider.https.putting import Putting, opened, stored_of
 from storage_provider.keys import parse_key
-from storage_provider.many import get_each, put_each
 from storage_provider.ranges import format_range
 from storage_provider.timeouts import Timeouts
 from storage_provider.wire import STORED_HEADER, ChecksumReply, ListReply, PullEvent, PullRequest, SpaceReply
-
-BLOCK_BYTES = 256 * 1024
-YIELD_SECONDS = 0.5
 
 
 class HttpsChannel:
@@ -63,18 +57,16 @@ class HttpsChannel:
         self, key: str, *, offset: int = 0, length: int | None = None, acting_for: str | None = None
     ) -> Iterator[Iterator[bytes]]:
         """Hand out the bytes of an object or a range as they arrive."""
-        headers = {"range": format_range(offset, length)} if offset or length is not None else {}
-        ask = Ask("GET", self._object(key), key, headers=headers, acting_for=acting_for)
-        with self._asker.stream(ask) as response:
-            yield self._blocks(response, key, length)
+        with self._asker.answered(self._want(Want(key, offset, length, acting_for))) as exchange:
+            yield blocks_of(self._asker, exchange, key, length)
 
     def put_many(self, puts: Iterable[Put]) -> Iterator[tuple[Put, Stored | StorageError]]:
-        """Store objects over a few connections at once."""
-        return put_each(self, puts)
+        """Store objects over a few lines at once, the outcomes in the order of `puts`."""
+        return PutMany(self._asker).outcomes(puts)
 
     def get_many(self, wants: Sequence[Want]) -> AbstractContextManager[Iterator[Got]]:
-        """Hand out objects one after the other over one kept-alive connection."""
-        return get_each(self, wants)
+        """Hand out objects in the order asked; requests for the next ones are under way on lines of their own."""
+        return get_ahead(self._asker, wants, self._want)
 
     def stat(self, key: str) -> Stat:
         """Ask for size and age."""
@@ -155,27 +147,7 @@ class HttpsChannel:
         parse_key(key)
         return f"{self.door}/objects/{key}"
 
-    def _blocks(self, response: requests.Response, key: str, length: int | None) -> Iterator[bytes]:
-        """Yield what comes: a full block, or what has come within half a second."""
-        declared = response.headers.get("content-length", "")
-        expected = int(declared) if declared.isdigit() else length
-        received = 0
-        while block := _some(response):
-            received += len(block)
-            yield block
-        if expected is None or received < expected or (length is not None and received > length):
-            raise Unreachable("the stream ended early", door=self.door, key=key)
-
-
-def _some(response: requests.Response) -> bytes:
-    parts: list[bytes] = []
-    filled, until = 0, time.monotonic() + YIELD_SECONDS
-    while filled < BLOCK_BYTES:
-        data: bytes = response.raw.read1(BLOCK_BYTES - filled)
-        if not data:
-            break
-        parts.append(data)
-        filled += len(data)
-        if time.monotonic() > until:
-            break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _want(self, want: Want) -> Ask:
+        ranged = want.offset or want.length is not None
+        headers = {"range": format_range(want.offset, want.length)} if ranged else {}
+        return Ask("GET", self._object(want.key), want.key, headers=headers, acting_for=want.acting_for)
