@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     ColumnElement,
     Connection,
     Engine,
     Select,
     Table,
     Text,
+    bindparam,
     create_engine,
     event,
     func,
@@ -169,8 +171,10 @@ class Database:
         """
         values = [value for value in values if not (isinstance(value, str) and "\0" in value)]
         if self.is_sqlite:
-            listed = func.json_each(json.dumps(values)).table_valued("value")
-            return column.in_(select(listed.c.value))
+            # As text: built of SQLAlchemy's functions it takes four times as long (100 us, a dozen times a batch)
+            listed = text("(SELECT value FROM json_each(:listed))")
+            given: BindParameter[str] = bindparam("listed", json.dumps(values), unique=True)
+            return column.op("IN", is_comparison=True)(listed.bindparams(given))
         element = BigInteger() if column.type.python_type is int else Text()
         return column == func.any(sql_cast(values, ARRAY(element)))
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Table, Update, bindparam, delete, insert, select, update
 
 from catalog.header import Value
 from catalog.prepare import Prepared, group_keys
@@ -43,8 +44,9 @@ class Filing:
         """
         if not filed:
             return []
-        patient_rows = self._patients([one for one, _, _ in filed])
-        study_rows, strangers = self._studies([one for one, _, _ in filed], patient_rows)
+        study_rows = self._present(studies, "study_uid", {one.study_uid for one, _, _ in filed})
+        patient_rows = self._patients([one for one, _, _ in filed], set(study_rows))
+        strangers = self._studies([one for one, _, _ in filed], study_rows, patient_rows)
         series_rows = self._series([one for one, _, _ in filed], study_rows)
         rows = []
         for one, object_fk, _ in filed:
@@ -92,18 +94,14 @@ class Filing:
 
     # -- parents ---------------------------------------------------------------------------------------------------
 
-    def _patients(self, filed: Sequence[Prepared]) -> _Parents:
+    def _patients(self, filed: Sequence[Prepared], known: set[Any]) -> _Parents:
+        """Find or make the patients; a study that is `known` keeps its first one: none is made for nothing."""
         wanted: dict[Any, dict[str, Value]] = {}
-        for one in filed:
-            _merge(wanted, one.identity, {**one.columns.patient, "identity": one.identity})
-        where = self._database.among(patients.c.identity, list(wanted))
-        present = {row["identity"]: row for row in self._rows(select(patients).where(where))}
-        known = set(self._connection.execute(  # a study keeps its first patient: do not make one for nothing
-            select(studies.c.study_uid).where(
-                self._database.among(studies.c.study_uid, [one.study_uid for one in filed]))).scalars())
         first: dict[str, str] = {}
         for one in filed:
+            _merge(wanted, one.identity, {**one.columns.patient, "identity": one.identity})
             first.setdefault(one.study_uid, one.identity)
+        present = self._present(patients, "identity", wanted)
         needed = {identity for study_uid, identity in first.items() if study_uid not in known}
         before = set(present)
         renamed = self._fill(patients, present, wanted, "patient_name")
@@ -112,24 +110,22 @@ class Filing:
         return present
 
     def _studies(
-        self, filed: Sequence[Prepared], patient_rows: _Parents
-    ) -> tuple[_Parents, list[tuple[Prepared, str]]]:
+        self, filed: Sequence[Prepared], present: _Parents, patient_rows: _Parents
+    ) -> list[tuple[Prepared, str]]:
+        """Make the studies that are not present; give the instances whose study has another patient."""
         wanted: dict[Any, dict[str, Value]] = {}
         first: dict[str, str] = {}
         for one in filed:
             first.setdefault(one.study_uid, one.identity)
             _merge(wanted, one.study_uid, dict(one.columns.study))
-        where = self._database.among(studies.c.study_uid, list(wanted))
-        present = {row["study_uid"]: row for row in self._rows(select(studies).where(where))}
         self._fill(studies, present, wanted)
         for uid, row in wanted.items():
             if uid not in present:
                 row["patient_fk"] = patient_rows[first[uid]]["id"]
         self._create(studies, present, wanted)
         identities = {row["id"]: key for key, row in patient_rows.items()}
-        strangers = [(one, one.identity) for one in filed
-                     if identities.get(present[one.study_uid]["patient_fk"]) != one.identity]
-        return present, strangers
+        return [(one, one.identity) for one in filed
+                if identities.get(present[one.study_uid]["patient_fk"]) != one.identity]
 
     def _series(self, filed: Sequence[Prepared], study_rows: _Parents) -> _Parents:
         wanted: dict[Any, dict[str, Value]] = {}
@@ -149,6 +145,10 @@ class Filing:
             per_patient[patient_of[study_fk]] += n
         self._bump(patients, {patient_fk: {"n_series": n} for patient_fk, n in per_patient.items()})
         return present
+
+    def _present(self, table: Table, key: str, values: Iterable[Any]) -> _Parents:
+        where = self._database.among(table.c[key], list(values))
+        return {row[key]: row for row in self._rows(select(table).where(where))}
 
     def _rows(self, statement: Any) -> list[dict[str, Any]]:
         return [{str(name): value for name, value in row.items()}
@@ -204,9 +204,8 @@ class Filing:
         """Add to the counts of rows by id; every row's mapping must name the same columns."""
         rows = [{"b_id": key, **{"b_" + name: n for name, n in sorted(row.items())}} for key, row in deltas.items()]
         if rows:
-            names = [name[2:] for name in rows[0] if name != "b_id"]
-            values = {name: table.c[name] + bindparam("b_" + name) for name in names}
-            self._connection.execute(update(table).where(table.c.id == bindparam("b_id")).values(values), rows)
+            names = tuple(name[2:] for name in rows[0] if name != "b_id")
+            self._connection.execute(_bumped(table, names), rows)
 
     def _bump_pairs(self, table: Table, left: str, right: str, deltas: Mapping[tuple[Any, Any], int]) -> set[Any]:
         """Add to counts keyed by two columns; rows that reach zero go. Tell on which `left` rows came or went."""
@@ -223,9 +222,7 @@ class Filing:
         if fresh:
             self._connection.execute(insert(table), fresh)
         if kept:
-            match = (table.c[left] == bindparam("b_left")) & (table.c[right] == bindparam("b_right"))
-            self._connection.execute(
-                update(table).where(match).values(n_instances=table.c.n_instances + bindparam("b_n")), kept)
+            self._connection.execute(_bumped_pairs(table, left, right), kept)
         if gone:
             self._connection.execute(
                 delete(table).where(self._database.among(table.c[left], sorted(gone)), table.c.n_instances <= 0))
@@ -286,6 +283,19 @@ class _Tally:
         self.placements[series_fk, placement_fk] += n
         self.modalities[study_fk, modality] += n
         self.sop_classes[study_fk, sop_class] += n
+
+
+@cache
+def _bumped(table: Table, names: tuple[str, ...]) -> Update:
+    """Build the statement once: to build it takes as long as to run it."""
+    values = {name: table.c[name] + bindparam("b_" + name) for name in names}
+    return update(table).where(table.c.id == bindparam("b_id")).values(values)
+
+
+@cache
+def _bumped_pairs(table: Table, left: str, right: str) -> Update:
+    match = (table.c[left] == bindparam("b_left")) & (table.c[right] == bindparam("b_right"))
+    return update(table).where(match).values(n_instances=table.c.n_instances + bindparam("b_n"))
 
 
 def _merge(wanted: dict[Any, dict[str, Value]], key: Any, row: dict[str, Value]) -> None:
