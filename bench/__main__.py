@@ -49,6 +49,8 @@ MEASUREMENTS = (
     Measurement("mixed", 10),
     Measurement("retrieve", 10),
     Measurement("find", 20, frozenset(), quick={"DGIS_BENCH_STUDIES": "1000"}),
+    Measurement("lane", 10, frozenset()),
+    Measurement("idle", 5, frozenset()),
     Measurement("catalog_queries", 15, frozenset(), on_request=True),
     Measurement("channels", 10, frozenset(), on_request=True),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,8 @@ def save_bars(path: Path, heading: str, panels: Sequence[Bars], *, columns: int 
 
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
-    widest = max(sum(len(group) for group in panel.values.values()) for panel in panels)
-    figure = Figure(figsize=(columns * max(4.2, 1.4 + 0.42 * widest), 0.9 + lines * 3.3), layout="constrained")
+    width = columns * max(_inches(panel) for panel in panels)
+    figure = Figure(figsize=(max(7.0, width), 0.9 + lines * 3.3), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     series = list(dict.fromkeys(name for panel in panels for group in panel.values.values() for name in group))
     for position, panel in enumerate(panels):
@@ -47,6 +48,12 @@ def save_bars(path: Path, heading: str, panels: Sequence[Bars], *, columns: int 
     for empty in range(len(panels), lines * columns):
         axes[empty // columns][empty % columns].set_visible(False)
     _finish(figure, heading, [(name, colour(name, series)) for name in series], path)
+
+
+def _inches(panel: Bars) -> float:
+    """Room for every bar's text and every group's label."""
+    bars = sum(len(group) for group in panel.values.values())
+    return max(4.2, 1.4 + 0.42 * bars, 0.6 + 1.2 * len(panel.values))
 
 
 def colour(name: str, series: Sequence[str]) -> str:
@@ -70,7 +77,7 @@ def _panel(axis: Any, panel: Bars, series: Sequence[str]) -> None:
             text = (panel.above or {}).get((group, name), _short(value))
             axis.annotate(text, (at, value), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=7,
                           rotation=90 if step < 0.12 else 0)  # fmt: skip
-    axis.set_xticks(range(len(panel.values)), list(panel.values), fontsize=8)
+    axis.set_xticks(range(len(panel.values)), [textwrap.fill(label, 16) for label in panel.values], fontsize=8)
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_ylabel(panel.unit, fontsize=8)
     axis.tick_params(axis="y", labelsize=8)
@@ -96,7 +103,8 @@ def _finish(figure: Any, heading: str, entries: Sequence[tuple[str, str]], path:
 
     figure.suptitle(heading, fontsize=11, x=0.01, ha="left")
     handles = [Patch(color=shade, label=name) for name, shade in entries]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8, frameon=False)
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2.0)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
