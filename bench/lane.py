@@ -98,6 +98,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     port: int
+    tls_port: int = 0
 
     def cpu_seconds(self) -> float:
         """User + system time of the process, ended threads too (the clock of clock_getcpuclockid(3))."""
@@ -173,10 +174,11 @@ def measure(place: Path, name: str, size: Size, folder: Path, people: People | N
     """Send all images of one size over one association each time."""
     store = Path(tempfile.mkdtemp(dir=place))
     with serving(name, store, people) as server:
-        _send(server.port, folder, people)  # once not counted: imports, pools, buffers
+        port = server.port if people is None else server.tls_port
+        _send(port, folder, people)  # once not counted: imports, pools, buffers
         before, began = server.cpu_seconds(), time.monotonic()
         for _ in range(size.times):
-            _send(server.port, folder, people)
+            _send(port, folder, people)
         seconds, cpu = time.monotonic() - began, server.cpu_seconds() - before
         sample = Sample(
             name, size.name, people is not None, size.images, seconds, cpu * 1000 / size.images, server.peak_rss_mib()
@@ -216,19 +218,24 @@ def _storescp(store: Path, people: People | None) -> Server:
     port = free_port()
     shown = people.server if people is not None else None
     secure = ("+tls", shown.key, shown.cert, "+cf", people.ca) if shown is not None and people is not None else ()
-    return Server(dcmtk.start("storescp", "+B", "-pdu", "131072", *secure, "-od", store, str(port)), port)
+    process = dcmtk.start("storescp", "+B", "-pdu", "131072", *secure, "-od", store, str(port))
+    return Server(process, port, port)
 
 
 def _receiver(name: str, store: Path, people: People | None) -> Server:
-    """This module as a program: one receiver on a listening socket that it inherits."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        fd = listener.fileno()
+    """This module as a program: one receiver on listening sockets that it inherits, plain and TLS."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=512) as one,
+        socket.create_server(("127.0.0.1", 0), backlog=512) as other,
+    ):
+        fds = (one.fileno(), other.fileno())
         shown = people.server if people is not None else None
         identity = [] if shown is None else [str(shown.cert), str(shown.key), str(shown.trust)]
+        arguments = [name, str(store), *map(str, fds), *identity]
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.lane", name, str(store), str(fd), *identity], pass_fds=(fd,)
+            [sys.executable, "-m", "bench.lane", *arguments], pass_fds=fds, stderr=subprocess.DEVNULL
         )
-        return Server(process, listener.getsockname()[1])
+        return Server(process, one.getsockname()[1], other.getsockname()[1])
 
 
 class Written:
@@ -272,11 +279,12 @@ class Writing:
         """Nothing is remembered."""
 
 
-def serve(name: str, store: Path, fd: int, identity: IdentityConfig | None, stop: threading.Event) -> None:
+def serve(name: str, store: Path, fds: tuple[int, int], identity: IdentityConfig | None, stop: threading.Event) -> None:
     """Receive until `stop`; nothing but C-STORE and C-ECHO is there to be asked for."""
     from prometheus_client import CollectorRegistry
 
     from dgis.dimse.ae import AeTable, UnknownAe
+    from dgis.dimse.limits import Limits
     from dgis.dimse.serve import TlsListener, serve_dimse
     from dgis.dimse.services import DimseSettings, Ingest, Services
     from dgis.ingest import Ingest as SpoolIngest
@@ -289,21 +297,19 @@ def serve(name: str, store: Path, fd: int, identity: IdentityConfig | None, stop
     table_ = AeTable(store / "ae.toml", unknown=UnknownAe(rights=frozenset(("echo", "store"))))
     nothing: Any = None
     services = Services(ingest, nothing, nothing, table_)
-    settings = DimseSettings(settle=0.0)  # nobody registers anything here
-    inherited = socket.socket(fileno=fd)
-    if identity is None:
-        serve_dimse(inherited, settings, services, stop)
-        return
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        serve_dimse(unused, settings, services, stop, tls=TlsListener(inherited, identity))
+    # Nobody registers anything here; the limits are those of `bench.idle`.
+    settings = DimseSettings(settle=0.0, limits=Limits(total=2000, per_ae=2000))
+    plain, secure = (socket.socket(fileno=fd) for fd in fds)
+    tls = TlsListener(secure, identity) if identity is not None else None
+    serve_dimse(plain, settings, services, stop, tls=tls)
 
 
-def _program(name: str, store: str, fd: str, *identity: str) -> None:
+def _program(name: str, store: str, fd: str, tls_fd: str, *identity: str) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     cert, key, trust = map(Path, identity) if identity else (None, None, None)
     shown = IdentityConfig(cert=cert, key=key, trust=trust) if cert and key and trust else None
-    serve(name, Path(store), int(fd), shown, stop)
+    serve(name, Path(store), (int(fd), int(tls_fd)), shown, stop)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
