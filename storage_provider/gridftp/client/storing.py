@@ -32,6 +32,8 @@ from storage_provider.wire import SINGLE_PUT_BYTES
 _PARALLEL = 4
 _WINDOW = 32
 _WINDOW_BYTES = 32 * 1024 * 1024
+# Objects of a window that are asked for before it is sent
+_SAMPLES = 2
 # Tries of one large object after cuts, and pauses between them (seconds, doubling)
 _TRIES = 4
 _PAUSE = 0.1
@@ -106,7 +108,7 @@ class Storing:
         if not puts:
             return
         session.acting(puts[0].acting_for)
-        there = self._staging.verified(session, [put.spec for put in puts])
+        there = self._there(session, [put.spec for put in puts])
         for put, verified in zip(puts, there, strict=True):
             if verified:
                 yield put, stored_now(put.spec)
@@ -121,6 +123,19 @@ class Storing:
         if session.linked(up=True):
             session.mode("E")
             yield from Flight(session, self._staging, small).run()
+
+    def _there(self, session: Session, specs: list[ObjectSpec]) -> list[bool]:
+        """Say which objects of a window need not be sent.
+
+        At our own servers two are asked for first: when neither is there, it is hardly a batch that comes again. What
+        is there all the same is sent, and found by the server. Asking for each is a tenth of what a small put costs.
+        """
+        if not self._staging.door.own or len(specs) <= 2 * _SAMPLES:
+            return self._staging.verified(session, specs)
+        first = self._staging.verified(session, specs[:_SAMPLES])
+        if not any(first):
+            return [False] * len(specs)
+        return [*first, *self._staging.verified(session, specs[_SAMPLES:])]
 
     def _first(self, session: Session, put: Put) -> Iterator[Outcome]:
         """Store one object the careful way, which makes the data connection for the others."""
