@@ -21,8 +21,8 @@ from catalog.wire import ReplicaChange, StorageElement
 from certs.log import get_log
 from dgis.backoff import delay
 from dgis.board import ErrorList
-from dgis.elements import Elements
 from dgis.copylanes import Lanes, Storing, Task
+from dgis.elements import Elements
 from dgis.metrics import Metrics
 from dgis.placement import candidates
 from dgis.record import SpoolRecord

@@ -135,6 +135,14 @@ class Spool:
 
     # --- after registration ------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make the folders of registered/ at once: one costs half a millisecond, too much between two arrivals."""
+        folder = self.root / "registered"
+        there = set(os.listdir(folder))
+        for name in (f"{number:02x}" for number in range(256)):
+            if name not in there:
+                (folder / name).mkdir(exist_ok=True, mode=0o700)
+
     def mark_registered(self, entry: SpoolEntry) -> Path:
         """Move an entry to registered/; an equal object that is already there is replaced. Idempotent by content."""
         target = self.registered_path(entry.record.sha256)

@@ -26,6 +26,7 @@ from dgis.elements import Elements
 from dgis.housekeeping import Housekeeper
 from dgis.ingest import WAKE_PIPE
 from dgis.metrics import Metrics
+from dgis.pace import Arrivals, Pressure, allowed
 from dgis.record import SpoolRecord
 from dgis.registrar import Registrar
 from dgis.reports import Reports
@@ -35,11 +36,10 @@ from storage_provider.errors import StorageError
 from storage_provider.transfer.route import DoorHealth, Doors
 
 TURN_SECONDS = 0.2
+# After a release the next look comes sooner: it shows whether the stream has ended, and copying can begin
+_SOON_SECONDS = 0.05
 _RESCAN_SECONDS = 30.0
 _STOP_SECONDS = 4.0
-# More arrivals in one turn than this: a sender is at it, copying keeps to one transfer at a time.
-_BUSY_ARRIVALS = 16
-_OLDEST_SECONDS = 60.0
 
 
 class WorkerCatalog(Protocol):
@@ -70,10 +70,14 @@ class WorkerEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """`spool_limit` in bytes: when half of it is used, copying no longer yields to receiving."""
+    """`spool_limit` in bytes: when half of it is used, copying no longer yields to receiving.
+
+    Nor does it when not `yields`: where Success waits for the copies, receiving waits for copying.
+    """
 
     plan: CopyPlan
     spool_limit: int | None = None
+    yields: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,7 @@ class Worker:
         self._committer = self._make_committer(commitment) if commitment is not None else None
         self._counters = {"registered": 0, "freed": 0}
         self._rescanned_at = time.monotonic()
+        self._arrived = self._arrived_bytes = 0
 
     def _make_committer(self, commitment: Commitments) -> Committer:
         return Committer(
@@ -143,6 +148,7 @@ class Worker:
         lock = Lock(self._spool.root / "state" / "worker.lock")
         try:
             self._spool.remove_stale()
+            self._spool.prepare()
             with self._wake_pipe() as pipe:
                 self._work(stop, pipe)
         finally:
@@ -165,13 +171,17 @@ class Worker:
         _join([reporting, house], deadline)
 
     def _register_until(self, stop: threading.Event, pipe: int) -> None:
+        last, woken = time.monotonic(), False
         while not stop.is_set():
             began = time.monotonic()
+            self._arrived = self._arrived_bytes = 0
             arrived = self._turn()
-            self._pace(arrived)
+            self._pace(began - last)
             self._copier.tick()
+            last = began
             if arrived < MAX_BATCH:
-                _wait(pipe, stop, began + TURN_SECONDS - time.monotonic())
+                pause = _SOON_SECONDS if woken else TURN_SECONDS
+                woken = _wait(pipe, stop, began + pause - time.monotonic())
 
     def _turn(self) -> int:
         try:
@@ -188,16 +198,18 @@ class Worker:
             self._rescanned_at = time.monotonic()
             self._registrar.adopt(self._left_over())
 
-    def _pace(self, arrived: int) -> None:
+    def _pace(self, seconds: float) -> None:
         """Copying yields to receiving, bounded by the spool's size and age."""
-        backlog = self._house.backlog
-        limit = self._settings.spool_limit
-        pressed = backlog.oldest_seconds > _OLDEST_SECONDS or (limit is not None and backlog.bytes > limit / 2)
-        busy = arrived >= _BUSY_ARRIVALS and not pressed
-        self._copier.pace(1 if busy else self._settings.plan.parallel)
+        arrivals = Arrivals(seconds, self._arrived, self._arrived_bytes)
+        pressure = Pressure(self._copier.oldest_seconds, self._house.backlog.bytes)
+        parallel, limit = self._settings.plan.parallel, self._settings.spool_limit
+        self._copier.pace(allowed(arrivals, pressure, parallel=parallel, spool_limit=limit))
 
     def _registered(self, record: SpoolRecord, verified_at: tuple[str, ...]) -> None:
         self._counters["registered"] += 1
+        if self._settings.yields:
+            self._arrived += 1
+            self._arrived_bytes += record.size
         self._copier.add(record, verified_at)
 
     def _finished(self, sha256: str, again: bool) -> None:
@@ -231,8 +243,8 @@ class Worker:
             os.close(fd)
 
 
-def _wait(pipe: int, stop: threading.Event, seconds: float) -> None:
-    """Sleep until somebody writes to the wake-up pipe, at most `seconds`."""
+def _wait(pipe: int, stop: threading.Event, seconds: float) -> bool:
+    """Sleep until somebody writes to the wake-up pipe, at most `seconds`; says whether somebody did."""
     deadline = time.monotonic() + max(0.0, seconds)
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
@@ -240,7 +252,8 @@ def _wait(pipe: int, stop: threading.Event, seconds: float) -> None:
         if poll.poll(min(left, 0.1) * 1000):
             with contextlib.suppress(BlockingIOError):
                 os.read(pipe, 65536)
-            return
+            return True
+    return False
 
 
 def _started(name: str, work: Callable[..., None], *arguments: object) -> threading.Thread:

@@ -22,8 +22,10 @@ from dgis.ingest import Ingest
 from dgis.metrics import make_metrics
 from dgis.spool import Spool
 from dgis.worker import Worker, WorkerSettings
+from storage_provider.channel import ObjectSpec, Stored
 from storage_provider.errors import Corrupt
 from storage_provider.keys import object_key
+from storage_provider.transfer.route import Doors
 from tests.helpers.doubles import MemoryCatalog, MemoryEngine, element
 from tests.helpers.objects import data_set
 from tests.helpers.spooling import arrival, everything_below, store
@@ -337,6 +339,46 @@ def test_copies_run_in_parallel_up_to_the_bound(grid: Grid) -> None:
     with grid.working(parallel=3):
         until(lambda: empty(grid))
     assert grid.engine.most_running == 3
+
+
+def test_an_element_that_hangs_holds_up_no_copy_at_the_others(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgis.copylanes.SILENT_SECONDS", 0.2)
+    let_go, real = threading.Event(), grid.engine.store
+
+    def hangs(spec: ObjectSpec, path: Path, doors: Doors, *, acting_for: str | None = None) -> Stored:
+        if doors.se == "se2":
+            assert let_go.wait(30)
+        return real(spec, path, doors, acting_for=acting_for)
+
+    monkeypatch.setattr(grid.engine, "store", hangs)
+    entries = [store(grid.spool, f"1.2.{n}", data=data_set(f"1.2.{n}")) for n in range(30)]
+    with grid.working(parallel=1):
+        until(lambda: grid.spool.backlog().count == 1)  # the one that se2 has begun with
+        (left,) = (entry for entry in entries if grid.spool.find(entry.record.sha256))
+        until(lambda: len(grid.catalog.verified(object_key(left.record.sha256))) == 1)
+        let_go.set()
+        until(lambda: empty(grid))
+    assert all(len(grid.catalog.verified(object_key(entry.record.sha256))) == 2 for entry in entries)
+
+
+def test_a_first_copy_is_told_before_the_second_is_there(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid.engine.down = {"se3"}
+    let_go, real = threading.Event(), grid.engine.store
+
+    def waits(spec: ObjectSpec, path: Path, doors: Doors, *, acting_for: str | None = None) -> Stored:
+        if doors.se == "se2":
+            assert let_go.wait(30)
+        return real(spec, path, doors, acting_for=acting_for)
+
+    monkeypatch.setattr(grid.engine, "store", waits)
+    entry = store(grid.spool)
+    key = object_key(entry.record.sha256)
+    with grid.working():
+        until(lambda: grid.catalog.verified(key) == {"se1"})
+        assert grid.spool.find(entry.record.sha256) is not None
+        let_go.set()
+        until(lambda: empty(grid))
+    assert grid.catalog.verified(key) == {"se1", "se2"}
 
 
 def test_a_catalog_that_hangs_does_not_keep_the_worker_from_stopping(
