@@ -143,7 +143,8 @@ def run_worker(node: NodeConfig, config: Path) -> None:
     stop = stop_on_signal()
     plan = CopyPlan(node=node.dgis.name, site=node.dgis.site, copies=node.dgis.copies, parallel=node.dgis.transfers)
     engine = make_engine(node, GridSession(node.identity, pool=POOL))
-    settings = WorkerSettings(plan=plan, spool_limit=node.dgis.spool_limit)
+    yields = node.dgis.accept == "spooled"
+    settings = WorkerSettings(plan=plan, spool_limit=node.dgis.spool_limit, yields=yields)
     spool, catalog = open_spool(node), catalog_client(node)
     commitment = Commitments(
         CommitmentStore(spool.root),
