@@ -7,7 +7,9 @@ import threading
 from dataclasses import dataclass
 
 from certs.config import IdentityConfig
+from certs.descriptors import raise_descriptor_limit
 from dgis.dimse.handlers.dispatch import Dispatcher
+from dgis.dimse.limits import Limits
 from dgis.dimse.record import log
 from dgis.dimse.runtime.entity import GridAE, silence_upstream
 from dgis.dimse.runtime.lobby import Door
@@ -41,6 +43,7 @@ def serve_dimse(
     nothing for what peers do, CredentialError or TrustError at the start.
     """
     silence_upstream()
+    _have_descriptors(settings.limits)
     shown = identity or (tls.identity if tls is not None else None)
     caller = TlsCaller(shown) if shown is not None else None
     ae = GridAE(settings.aet, timeouts=settings.timeouts, max_pdu=settings.max_pdu, tls=caller)
@@ -56,6 +59,13 @@ def serve_dimse(
     stop.wait()
     server.stop(grace=settings.shutdown_grace)
     loop.join()
+
+
+def _have_descriptors(limits: Limits) -> None:
+    """An association holds two descriptors and a third while it stores: more than the customary 1024 for a thousand."""
+    wanted, there = 3 * limits.total + limits.waiting + 256, raise_descriptor_limit()
+    if there < wanted:
+        log.warning("few file descriptors for the associations that are allowed", limit=there, wanted=wanted)
 
 
 def _doors(plain: socket.socket, tls: TlsListener | None) -> tuple[Door, ...]:

@@ -70,6 +70,41 @@ def test_processes_share_one_listening_socket(tmp_path: Path) -> None:
         assert server.wait(10) == 0
 
 
+def test_a_thousand_associations_do_not_fail_for_want_of_descriptors(tmp_path: Path) -> None:
+    """Two descriptors each; the customary soft limit of 1024 would end at five hundred."""
+    program = textwrap.dedent(
+        """
+        import resource, socket, sys, threading
+        from pathlib import Path
+        from dgis.dimse.ae import AeTable
+        from dgis.dimse.limits import Limits
+        from dgis.dimse.serve import serve_dimse
+        from dgis.dimse.services import DimseSettings, Services
+        from tests.unit.dgis.dimse.doubles import IngestDouble, RetrieveDouble, SearchDouble
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        stop = threading.Event()
+        stop.set()
+        store = IngestDouble(Path(sys.argv[1]))
+        services = Services(store, SearchDouble(), RetrieveDouble(), AeTable(Path(sys.argv[1]) / "ae.toml"))
+        settings = DimseSettings(limits=Limits(total=int(sys.argv[2])))
+        serve_dimse(socket.create_server(("127.0.0.1", 0)), settings, services, stop)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 65536)
+        """
+    )
+    for total, said in ((100, False), (30000, True)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path), str(total)],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[4],
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("few file descriptors" in done.stderr + done.stdout) == said
+
+
 def test_echo_says_what_is_wrong(edge: Edge) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
