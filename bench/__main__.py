@@ -51,6 +51,7 @@ MEASUREMENTS = (
     Measurement("find", 20, frozenset(), quick={"DGIS_BENCH_STUDIES": "1000"}),
     Measurement("lane", 10, frozenset()),
     Measurement("idle", 5, frozenset()),
+    Measurement("growth", 15, frozenset()),
     Measurement("catalog_queries", 15, frozenset(), on_request=True),
     Measurement("channels", 10, frozenset(), on_request=True),
 )

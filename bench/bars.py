@@ -140,6 +140,12 @@ def _idle(results: Results) -> float | None:
     return max(found, default=None)
 
 
+def _growth(results: Results) -> float | None:
+    """The dearest operation on either database."""
+    found = [value for values in summaries.growths(results["growth"]).values() for value in values.values() if value]
+    return max(found, default=None)
+
+
 NAMED = ("exact", "NOVAK*", "one year")
 BARS = (
     Bar("store 512 KiB, 4 senders, to Orthanc NODELAY",
@@ -162,4 +168,5 @@ BARS = (
     Bar("first answer: exact, NOVAK*, one year (slowest)", _find("first_ms", max, NAMED), most=10, unit="ms"),
     Bar("answers a second (slowest query of 5,000 and more)",
         _find("answers_per_second", min, ("",), 5000), least=5000, unit="/s"),
+    Bar("cost at the most instances by that at the fewest, dearest operation and database", _growth, most=1.3),
 )  # fmt: skip

@@ -107,29 +107,3 @@ def _finish(figure: Any, heading: str, entries: Sequence[tuple[str, str]], path:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
-def save_lines(path: Path, heading: str, panels: Sequence[Bars], *, columns: int = 3) -> None:
-    """Draw lines over the groups (which are positions on a scale, such as sizes) instead of bars."""
-    from matplotlib.figure import Figure
-
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(columns * 3.6, 0.9 + rows * 2.6), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    series = list(dict.fromkeys(name for panel in panels for group in panel.values.values() for name in group))
-    for position, panel in enumerate(panels):
-        axis = axes[position // columns][position % columns]
-        for name in series:
-            points = [(at, group.get(name)) for at, group in enumerate(panel.values.values())]
-            known = [(at, value) for at, value in points if value is not None]
-            axis.plot([at for at, _ in known], [value for _, value in known], "o-", color=colour(name, series))
-        axis.set_xticks(range(len(panel.values)), list(panel.values), fontsize=8)
-        axis.set_title(panel.title, fontsize=9, loc="left")
-        axis.set_ylabel(panel.unit, fontsize=8)
-        axis.tick_params(axis="y", labelsize=8)
-        axis.set_ylim(bottom=0)
-        clear(axis)
-    for empty in range(len(panels), rows * columns):
-        axes[empty // columns][empty % columns].set_visible(False)
-    _finish(figure, heading, [(name, colour(name, series)) for name in series], path)

@@ -200,6 +200,49 @@ def idle_tables(samples: Sequence[Row]) -> list[Table]:
     return [Table("Associations that do nothing", columns, tuple(rows))]
 
 
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+
+def growths(samples: Sequence[Row]) -> dict[str, dict[str, float | None]]:
+    """For each operation and database: milliseconds at the most instances by those at the fewest."""
+    found: dict[str, dict[str, float | None]] = {}
+    for operation in _values(samples, "operation"):
+        for database in _values(samples, "database"):
+            own = sorted(_of(samples, operation=operation, database=database), key=lambda s: s["instances"])
+            if len({s["instances"] for s in own}) > 1 and own[0]["ms"]:
+                found.setdefault(operation, {})[database] = own[-1]["ms"] / own[0]["ms"]
+    return found
+
+
+def growth_tables(samples: Sequence[Row]) -> list[Table]:
+    """A table for each database: milliseconds at every size, and last by first."""
+    ratios = growths(samples)
+    found = []
+    for database in _values(samples, "database"):
+        group = _of(samples, database=database)
+        sizes = sorted({s["instances"] for s in group})
+        rows = []
+        for operation in _values(group, "operation"):
+            at = {size: _of(group, operation=operation, instances=size) for size in sizes}
+            last = ratios.get(operation, {}).get(database)
+            rows.append(
+                (
+                    operation, str(at[sizes[-1]][0]["rows"]) if at[sizes[-1]] else "",
+                    *(number(_middle(at[size], "ms"), 2) for size in sizes), number(last, 2),
+                )
+            )  # fmt: skip
+        columns = ("Operation", "rows", *(f"{size:,}" for size in sizes), "last by first")
+        found.append(Table(f"Milliseconds an operation at so many instances, {database}", columns, tuple(rows)))
+    return found
+
+
+def growth_plots(samples: Sequence[Row], folder: Path) -> None:
+    """How much dearer each operation got."""
+    sizes = sorted({s["instances"] for s in samples})
+    heading = f"Cost of an operation at {sizes[-1]:,} instances by that at {sizes[0]:,} (bar: 1.3)"
+    save_bars(folder / "growth.png", heading, [Bars("", "last by first", growths(samples))])
+
+
 SUMMARIES = {
     "store": Summary(store.tables, store.plots, ("store.png", "store_tls.png", "store_cpu.png")),
     "ingest": Summary(ingest.tables, ingest.plots, ("ingest.png",)),
@@ -208,4 +251,5 @@ SUMMARIES = {
     "find": Summary(find_tables, find_plots, ("find.png",)),
     "lane": Summary(lane_tables, lane_plots, ("lane.png",)),
     "idle": Summary(idle_tables),
+    "growth": Summary(growth_tables, growth_plots, ("growth.png",)),
 }
