@@ -359,3 +359,28 @@ def test_the_quick_way_leaves_what_is_too_large_to_the_careful_one() -> None:
     fits = b"\x09\0\x01\x10UT\0\0" + (HEADER_CAP - 12).to_bytes(4, "little") + bytes(HEADER_CAP - 12)
     quick, careful = _both_ways(fits + PIXELS, EXPLICIT_LE)
     assert quick is not None and quick == careful and len(quick.raw) == HEADER_CAP
+
+
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4), st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_the_short_way_to_the_columns_agrees_with_the_long_one(changed: list[tuple[int, int]], cut: int) -> None:
+    for syntax in (EXPLICIT_LE, IMPLICIT_LE):
+        raw = bytearray(encoded(
+            syntax, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^J=", PatientID="1", StudyInstanceUID="1.2",
+            SeriesInstanceUID="1.2.3", StudyDate="2024.01.31", Rows=7, NumberOfFrames="3", InstanceNumber="+07",
+            RequestAttributesSequence=[_step("A"), _step("B")],
+        ))  # fmt: skip
+        for at, byte in changed:
+            raw[at % len(raw)] = byte
+        data = bytes(raw[: len(raw) - cut])
+        quick = columns(data, syntax)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("catalog.header.plain", lambda *given, **named: None)
+            assert quick == columns(data, syntax)
+    assert columns(encoded(EXPLICIT_LE, Rows=7, PatientID="1"), EXPLICIT_LE).instance["rows"] == 7
+
+
+def _step(step_id: str) -> pydicom.Dataset:
+    item = pydicom.Dataset()
+    item.ScheduledProcedureStepID = step_id
+    return item

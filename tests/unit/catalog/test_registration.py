@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import event
 
 from catalog.errors import CatalogRefused, UnknownSubject
 from catalog.service import CatalogService
@@ -360,3 +361,24 @@ def test_a_failed_batch_leaves_nothing(service: CatalogService, database: Databa
         raise ZeroDivisionError
     assert store.sites() == []
     assert outcomes(service, record("1.1")) == ["registered"]
+
+
+def test_statements_do_not_grow_with_the_batch(service: CatalogService, database: Database) -> None:
+    def new(count: int, study: str) -> list[InstanceRecord]:
+        return [record(f"{study}.{n}", study=study, series=f"{study}.0", content=f"{study}{n}".encode())
+                for n in range(count)]  # fmt: skip
+
+    def reported(of: list[InstanceRecord]) -> ReplicaChanges:
+        gone = [ReplicaChange(object_key=one.object_key, location="node1", kind="spool", state="removed") for one in of]
+        return ReplicaChanges(changes=tuple([verified(one, se) for one in of for se in ("se1", "se2")] + gone))
+
+    asked: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    counts = []
+    for size in (5, 200):
+        of = new(size, f"7.{size}")
+        service.register(batch(*of))
+        service.change_replicas(reported(of))
+        counts.append(len(asked))
+        asked.clear()
+    assert counts[1] <= counts[0] <= 60
