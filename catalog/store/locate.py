@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, or_, select, true
+from sqlalchemy import ColumnElement, FromClause, Select, or_, select, true
 
 from catalog.errors import UnsupportedQuery
 from catalog.prepare import EPOCH
@@ -18,8 +18,7 @@ from catalog.text import INDEXED_LENGTH, clean
 from catalog.wire import Located, LocateRequest, PatientKey, ReplicaRef
 
 _PAGE = 500
-_FILED = (instances.join(series, instances.c.series_fk == series.c.id).join(studies, series.c.study_fk == studies.c.id)
-          .join(patients, studies.c.patient_fk == patients.c.id))
+_FILED = instances.join(series, instances.c.series_fk == series.c.id).join(studies, series.c.study_fk == studies.c.id)
 
 
 def run(database: Database, request: LocateRequest) -> Iterator[Located]:
@@ -45,7 +44,15 @@ def ids_statement(database: Database, request: LocateRequest) -> Select[Any]:
         conditions.append(_patients(database, request.patients))
     if not conditions:
         raise UnsupportedQuery("locate needs at least one patient, study, series or instance")
-    return select(instances.c.id).select_from(_FILED).where(*conditions)
+    # Only the tables that are named: each other one would be a page read for every instance
+    source: FromClause = instances
+    if request.patients:
+        source = _FILED.join(patients, studies.c.patient_fk == patients.c.id)
+    elif request.studies:
+        source = _FILED
+    elif request.series:
+        source = instances.join(series, instances.c.series_fk == series.c.id)
+    return select(instances.c.id).select_from(source).where(*conditions)
 
 
 def _patients(database: Database, wanted: Sequence[PatientKey]) -> ColumnElement[bool]:
