@@ -86,7 +86,7 @@ class Storing:
         done = {id(put) for put, _ in found}
         for put in window:
             if id(put) not in done and not batch.stopped:
-                outcome = self._no_more(put) if batch.gone else self._alone(put)
+                outcome = self._no_more(put, batch.why) if batch.gone else self._alone(put)
                 batch.note(outcome)
                 found.append((put, outcome))
         return found
@@ -153,9 +153,8 @@ class Storing:
         except StorageError as error:
             return error
 
-    def _no_more(self, put: Put) -> Unreachable:
-        door = self._staging.door.url
-        return Unreachable("the door has not answered the puts before", door=door, key=put.spec.key)
+    def _no_more(self, put: Put, why: str) -> Unreachable:
+        return Unreachable(why, door=self._staging.door.url, key=put.spec.key)
 
     @contextmanager
     def _claimed(self, spec: ObjectSpec) -> Iterator[None]:
@@ -177,6 +176,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.stopped = False
+        self.why = ""
         self._silent = 0
 
     @property
@@ -185,8 +185,11 @@ class _Batch:
         return self._silent >= _GONE_AFTER
 
     def note(self, outcome: Stored | StorageError) -> None:
-        """Count puts in a row without an answer."""
-        self._silent = self._silent + 1 if isinstance(outcome, Unreachable) else 0
+        """Count puts in a row without an answer, and keep why."""
+        if isinstance(outcome, Unreachable):
+            self._silent, self.why = self._silent + 1, outcome.detail
+        else:
+            self._silent = 0
 
 
 class _Tries:
