@@ -57,6 +57,10 @@ class StorageService:
             parse_key(key)
         return area
 
+    def area(self, name: str) -> Area:
+        """Return an area that the caller was admitted to."""
+        return self._areas[name]
+
     def visible(self, peer: Peer, permit: Permit | None) -> list[Area]:
         """Return the areas that a peer may know of: those where a role may do anything, all with a permit."""
         permitted = permit is not None and permit.dn == peer.dn
