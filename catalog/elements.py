@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 IMPLICIT_LE = "1.2.840.10008.1.2"
@@ -220,8 +221,14 @@ class Plain:
     values: dict[int, tuple[bytes, bytes]]
 
 
-_SHORT_LE, _LONG_LE = struct.Struct("<HH2sH").unpack_from, struct.Struct("<HHI").unpack_from
-_U32_LE = struct.Struct("<I").unpack_from
+_U32_LE, _TAG_VR_LE, _TAG_LENGTH_LE = (struct.Struct(form).unpack_from for form in ("<I", "<I2sH", "<II"))
+_HEAD_LENGTH = {**dict.fromkeys(_SHORT_VR, 8), **dict.fromkeys(_LONG_VR, 12)}  # of an element in explicit VR
+
+
+@lru_cache(maxsize=16)
+def _as_read(tags: frozenset[int]) -> dict[int, int]:
+    """Map what the four bytes of a tag are as one little endian number, element above group, to the tag."""
+    return {(tag & 0xFFFF) << 16 | tag >> 16: tag for tag in tags}
 
 
 def plain(head: bytes, encoding: Encoding, *, size: int, wanted: frozenset[int]) -> Plain | None:
@@ -233,31 +240,30 @@ def plain(head: bytes, encoding: Encoding, *, size: int, wanted: frozenset[int])
     """
     explicit, at, have = encoding.explicit, 0, len(head)
     values: dict[int, tuple[bytes, bytes]] = {}
-    if not encoding.little or (not explicit and (head[4:6] in _SHORT_VR or head[4:6] in _LONG_VR)):
+    if not encoding.little or (not explicit and head[4:6] in _HEAD_LENGTH):
         return None
+    asked = _as_read(wanted)
     while at + 8 <= have:
         if explicit:
-            group, element, vr, length = _SHORT_LE(head, at)
-            value = at + 8
-            if vr in _LONG_VR:
-                if at + 12 > have:
+            raw, vr, length = _TAG_VR_LE(head, at)
+            value = at + _HEAD_LENGTH.get(vr, 0)
+            if value != at + 8:
+                if value == at or value > have:
                     return None
-                length, value = _U32_LE(head, value)[0], at + 12
-            elif vr not in _SHORT_VR:
-                return None
+                length = _U32_LE(head, at + 8)[0]
         else:
-            (group, element, length), value, vr = _LONG_LE(head, at), at + 8, b""
-        tag = group << 16 | element
+            (raw, length), value, vr = _TAG_LENGTH_LE(head, at), at + 8, b""
+        group = raw & 0xFFFF
         if group >= 0x7FE0:
-            if tag in PIXEL_DATA:
+            if group << 16 | raw >> 16 in PIXEL_DATA:
                 return Plain(at, True, length != UNDEFINED and value + length > size, values)
             if group == 0xFFFE:
                 return None
         end = value + length if length != UNDEFINED else _skip_plain(head, value, encoding, vr)
         if end is None or end > have or not group:
             return None
-        if tag in wanted:
-            values.setdefault(tag, (vr, head[value:end]))
+        if raw in asked:
+            values.setdefault(asked[raw], (vr, head[value:end]))
         at = end
     return Plain(at, False, False, values) if at == size and at else None
 
