@@ -52,14 +52,23 @@ def run(database: Database, query: Query) -> Iterator[Row | End]:
         asked = "InstanceAvailability" in query.keys
         useless = _useless(connection.execute(select(placements)).all(), query) if asked else ([], [])
         pages = _Pages(database, query, _Columns(matching, query, *useless))
-        # PostgreSQL plans for the limit: it may read a whole table in the hope of early matches
-        early = _FIRST_PAGE + 1 if database.is_sqlite else None
+        early = _FIRST_PAGE + 1 if _early(database, query) else None
         first = database.ids(connection, statement, most=early)
         rows = pages.read(connection, first[:_FIRST_PAGE])
         if early is None or len(first) < early:
             return pages.rows(rows, first, None)
         rest = _Rest(database, transaction.pop_all(), lambda: database.ids(connection, statement))
     return pages.rows(rows, first[:_FIRST_PAGE], rest)
+
+
+def _early(database: Database, query: Query) -> bool:
+    """Say whether the first matches may be looked for before all of them are.
+
+    PostgreSQL plans for a limit: it may read a whole table in the hope of early matches. What has no index reads a
+    whole table anyhow, and would twice.
+    """
+    infix = any(value.startswith(("*", "?")) for match in query.matches if match.op == "wild" for value in match.values)
+    return database.is_sqlite and not infix
 
 
 def ids_statement(matching: Matching, query: Query) -> Select[Any]:
