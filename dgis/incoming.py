@@ -181,7 +181,8 @@ class Incoming:
     def _record(self, header: ExtractedHeader) -> SpoolRecord:
         sop_class, instance = _check_identity(self.arrival, header)
         offset = header.pixel_offset_in_dataset
-        return SpoolRecord(
+        return SpoolRecord.model_construct(  # all of it is ours: see `trailer`
+            version=1,
             instance_uid=instance,
             sop_class_uid=sop_class,
             transfer_syntax_uid=_strip(self.arrival.transfer_syntax),

@@ -7,6 +7,7 @@ therefore starts at offset 0 of the file and `record.size` bytes of it are what 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import struct
 from dataclasses import dataclass
@@ -82,9 +83,22 @@ class SpoolRecord(BaseModel):
         return base64.b64decode(self.header_zstd)
 
 
+def _date(value: object) -> str:
+    if not isinstance(value, datetime):
+        raise TypeError(f"no JSON for {type(value).__name__}")
+    return value.isoformat()
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), default=_date).encode
+
+
 def trailer(record: SpoolRecord) -> bytes:
-    """Return the bytes that follow the object in its spool file."""
-    text = record.model_dump_json().encode()
+    """Return the bytes that follow the object in its spool file.
+
+    By the standard library: pydantic's serializer, and its validation of what is our own, cost a receiver 0.1 ms an
+    object (measured between two fsyncs, when nothing of it is in the processor's caches).
+    """
+    text = _encode(record.__dict__).encode()
     return text + _TAIL.pack(len(text), MAGIC)
 
 
