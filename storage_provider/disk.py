@@ -85,9 +85,10 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         offset += written
 
 
-# Direct writes begin and end at multiples of this in memory and file: no disk has larger blocks
+# Direct reads and writes begin and end at multiples of this in memory and file: no disk has larger blocks
 _BLOCK = 4096
-DIRECT_LEAST = 64 * 1024
+# Smaller files gain nothing by passing the page cache, larger ones are read better with the kernel's reading ahead
+DIRECT_LEAST, DIRECT_MOST = 64 * 1024, 1024 * 1024
 
 
 @contextmanager
@@ -126,11 +127,10 @@ def read_uncached(fd: int, room: memoryview, offset: int) -> int:
 
 
 def uncache(fd: int, size: int) -> None:
-    """Let the pages of a synced file of this size go, as in `write_uncached`; small ones may stay."""
-    if size < DIRECT_LEAST:
-        return
-    with suppress(OSError):
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    """Let the pages of a synced file go, as in `write_uncached`, when it has the size for it."""
+    if DIRECT_LEAST <= size <= DIRECT_MOST:
+        with suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Folders:

@@ -168,7 +168,6 @@ class UploadTarget:
         try:
             with disk_errors(self._spec.key):
                 os.fdatasync(self.landing.fd)
-                uncache(self.landing.fd, self._spec.size)
         except BaseException:
             self._lost = True
             raise

@@ -50,6 +50,7 @@ class Control:
         self.owed = 0
         self._judged_at = time.monotonic()
         self._refusal: str | None = None
+        self._generation, self._good_until = -1, 0.0
         self._sock = self._connected()
         try:
             self.chain = self._login()
@@ -138,8 +139,13 @@ class Control:
         moment = time.monotonic()
         if self._refusal is None and (now or moment - self._judged_at >= _JUDGE_SECONDS):
             self._judged_at = moment
-            self._tls.trust.reload_if_changed()
-            self._refusal = self._tls.trust.refusal(self.chain)
+            trust = self._tls.trust
+            trust.reload_if_changed()
+            # Judging takes 0.1 ms, and comes to the same while the trust directory is unchanged and nothing runs out
+            if self._generation != trust.generation or time.time() >= self._good_until:
+                generation = trust.generation
+                self._refusal = trust.refusal(self.chain)
+                self._generation, self._good_until = generation, trust.good_until(self.chain)
         if self._refusal is not None:
             raise self.refused(self._refusal)
 

@@ -92,7 +92,7 @@ class Getting:
         if self._sent and self._sent[0] < number:
             self._give_up()  # somebody skipped a transfer that is already under way
         session = self._at_hand()
-        session.control.judge_again(now=not self._sent)  # what was asked ahead is judged as moving bytes are
+        session.control.judge_again(now=True)
         if not self._sent:
             session.acting(self._wants[number].acting_for)
         span = self._span(session, number)

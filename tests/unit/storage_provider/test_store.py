@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import random
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from storage_provider import disk
+from storage_provider import store as store_room
 from storage_provider import uploads as uploads_room
 from storage_provider.channel import Stored
 from storage_provider.checksum import CHUNK_BYTES, digests_of
@@ -126,6 +128,88 @@ def test_disk_full_in_the_middle_keeps_nothing(tmp_path: Path, monkeypatch: pyte
         incoming.write(DATA[10:])
     assert not files(tmp_path, below="stage")
     assert store.ledger.space().used == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 100_000, 65_536, 524_288, 600_001])
+@pytest.mark.parametrize("shift", [0, 17])
+def test_an_object_that_is_here_whole_is_stored_at_once(tmp_path: Path, size: int, shift: int) -> None:
+    """Whatever its size and wherever it lies in memory: the disk's rules for direct writes are met or passed by."""
+    room = memoryview(mmap.mmap(-1, size + shift + mmap.PAGESIZE))[shift : shift + size]
+    room[:] = BIG[:size]
+    store = Store(tmp_path)
+    store.ledger.promise(size)
+    spec = spec_of(bytes(room))
+    assert store.put(spec.key, room)[1]
+    assert store.checksum(spec.key) == (spec.sha256, size)
+    assert store.ledger.space().used == size
+    fd, _ = store.open(spec.key)
+    into = memoryview(mmap.mmap(-1, 1024 * 1024))
+    for uneven in (0, 1):
+        at = min(uneven, size)
+        assert disk.read_uncached(fd, into[: len(into) - at], at) == size - at
+        assert into[: size - at] == room[at:]
+    os.close(fd)
+    store.ledger.promise(size)
+    assert not store.put(spec.key, room)[1]
+    assert not files(tmp_path, below="stage")
+    assert store.ledger.space().used == size
+
+
+def test_a_whole_object_with_wrong_bytes_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, quota=len(DATA))
+    store.ledger.promise(len(DATA))
+    with pytest.raises(Corrupt):
+        store.put(spec_of(b"other").key, memoryview(DATA))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    store.ledger.promise(len(DATA))
+    monkeypatch.setattr(disk.os, "pwrite", full)
+    with pytest.raises(NoSpace):
+        store.put(spec_of(DATA).key, memoryview(DATA))
+    assert not files(tmp_path, below=".") or files(tmp_path, below=".") == [tmp_path / ".lock"]
+    assert store.ledger.space().free == len(DATA)
+
+
+def test_a_folder_apart_replaces_an_empty_one_and_no_other(tmp_path: Path) -> None:
+    empty, full = tmp_path / "new" / "empty", tmp_path / "new" / "full"
+    for folder in (empty, full):
+        disk.make_apart(folder)
+    (full / "kept").touch()
+    before = empty.stat().st_ino
+    for folder in (empty, full):
+        disk.make_apart(folder)
+    assert (full / "kept").exists()
+    assert empty.stat().st_ino != before
+    assert sorted(tmp_path.joinpath("new").iterdir()) == [empty, full]
+    assert empty.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_read_again_lately_is_told_from_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_room, "_LATELY", 3)
+    store = Store(tmp_path)
+    assert [store.read_lately(key) for key in "aabcbdefa"] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_folders_are_made_once_and_synced_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(disk, "fsync_dir", lambda folder: synced.append(os.path.relpath(folder, tmp_path)))
+    folders = disk.Folders(tmp_path)
+    for name in ("v1/ab/cd", "v1/ab/ce"):
+        (tmp_path / "x").touch()
+        disk.publish(tmp_path / "x", f"{tmp_path}/{name}/x", folders)
+    assert synced == [".", "v1", "v1/ab", "v1/ab/cd", "v1/ab", "v1/ab/ce"]
 
 
 def test_one_server_per_store_and_orphans_cleaned(tmp_path: Path) -> None:

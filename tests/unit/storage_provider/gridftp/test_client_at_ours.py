@@ -13,9 +13,11 @@ import pytest
 
 from certs import ca
 from certs.tls import client_context
-from storage_provider.channel import Put, Stored, Want
+from storage_provider.channel import ObjectSpec, Put, Stored, Want
 from storage_provider.errors import Denied, DoorURL, NoSpace, NotFound, Unreachable
 from storage_provider.gridftp.client.channel import GsiftpChannel
+from storage_provider.gridftp.client.session import Session
+from storage_provider.gridftp.client.staging import Staging
 from storage_provider.gridftp.server import names
 from storage_provider.gridftp.settings import DataSettings
 from storage_provider.timeouts import Timeouts
@@ -62,6 +64,24 @@ def test_an_older_own_server_does_not_say_its_name(
     monkeypatch.setattr(names, "features", lambda element: ("DGIS 1",))
     with closing(channel(site, far.door)) as here:
         assert here.element() is None
+
+
+def test_a_new_batch_is_not_asked_for_object_by_object(
+    site: SiteHome, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    plain = Staging.verified
+
+    def verified(staging: Staging, session: Session, specs: list[ObjectSpec]) -> list[bool]:
+        asked.append(len(specs))
+        return plain(staging, session, specs)
+
+    monkeypatch.setattr(Staging, "verified", verified)
+    batch = puts(tmp_path, 20, 1000)
+    with closing(channel(site, serve().door)) as here:
+        for _ in range(2):
+            assert all(isinstance(stored, Stored) for _, stored in here.put_many(batch))
+    assert asked == [2, 2, 18]
 
 
 def test_one_login_serves_many_calls(site: SiteHome, serve: Serve, tmp_path: Path) -> None:

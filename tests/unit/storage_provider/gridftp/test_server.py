@@ -308,6 +308,44 @@ def test_refused_objects_sent_ahead_are_taken_off_when_the_client_says_so(door: 
     check(raw.final(), 226)
 
 
+def test_objects_sent_ahead_are_stored_and_their_replies_travel_together(door: OwnServer, raw: Raw) -> None:
+    raw.must("OPTS STOR Ahead=1;", 200)
+    check(raw.store(path_of(SMALL), SMALL), 226)
+    stream = raw.data[-1]
+    many = [b"%d" % number * 50_000 for number in range(5)]
+    raw.send(*(line for data in many for line in (f"ALLO {len(data)}", f"STOR {path_of(data)}")))
+    for data in many:
+        half = len(data) // 2  # as two blocks, in order
+        stream.sendall(block_header(half, 0) + data[:half] + block_header(len(data) - half, half) + data[half:])
+        stream.sendall(end_of_data(streams=1))
+    for _ in many:
+        check(raw.final(), 200)
+        check(raw.final(), 226)
+    raw.must("OPTS STOR Ahead=0;", 200)
+    assert all(raw.must(f"SIZE {path_of(data)}", 213).text == str(len(data)) for data in many)
+
+
+@pytest.mark.parametrize("announced", [4, 6])
+def test_an_object_sent_ahead_has_the_announced_size(door: OwnServer, raw: Raw, announced: int) -> None:
+    raw.must("OPTS STOR Ahead=1;", 200)
+    check(raw.store(path_of(SMALL), SMALL), 226)
+    raw.send(f"ALLO {announced}", f"STOR {path_of(b'after')}")
+    raw.data[-1].sendall(block_header(5, 0) + b"after" + end_of_data(streams=1))
+    check(raw.final(), 200)
+    check(raw.final(), 550, "refused")
+    check(raw.ask(f"SIZE {path_of(b'after')}"), 550)
+    assert not door.leftovers()
+
+
+def test_what_is_sent_ahead_out_of_order_is_refused(door: OwnServer, raw: Raw) -> None:
+    raw.must("OPTS STOR Ahead=1;", 200)
+    check(raw.store(path_of(SMALL), SMALL), 226)
+    raw.send("ALLO 5", f"STOR {path_of(b'after')}")
+    raw.data[-1].sendall(block_header(3, 2) + b"ter" + block_header(2, 0) + b"af" + end_of_data(streams=1))
+    check(raw.final(), 200)
+    check(raw.final(), 426, "unreachable")
+
+
 def test_an_upload_that_was_cut_goes_on_where_it_stood(door: OwnServer, site: SiteHome, raw: Raw) -> None:
     path = path_of(BIG)
     assert raw.must(f"SITE MISSING {len(BIG)} {path}", 250).text == f"0-{len(BIG)}"
