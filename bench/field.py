@@ -34,9 +34,13 @@ class Field:
 
     def __enter__(self) -> Field:
         """Start all at once, those with TLS last: the grid's CA issues their certificates."""
-        for wave in (False, True):
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(self._start, (key for key in self._servers if key.endswith(TLS) == wave)))
+        try:
+            for wave in (False, True):
+                with ThreadPoolExecutor() as pool:
+                    list(pool.map(self._start, (key for key in self._servers if key.endswith(TLS) == wave)))
+        except BaseException:  # told to stop while they start
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

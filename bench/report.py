@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -90,7 +91,8 @@ class Run:
 
     @classmethod
     def begin(cls, name: str, options: Options) -> Run:
-        """Note the machine as it is before anything runs."""
+        """Note the machine as it is before anything runs; from now on SIGTERM ends the run by way of its clean-up."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         return cls(name, options, machine.facts())
 
     def cell(self, label: str, measure: Callable[[], Any]) -> bool:
