@@ -6,6 +6,11 @@ message assembler. The association's thread (`association`) waits for whole requ
 Whoever sends P-DATA writes to the socket itself, under one lock, so nothing piles up in a queue. Connections that have
 not yet sent their A-ASSOCIATE-RQ wait in the `lobby` without a thread and without an association slot.
 
+The reading thread is the lane of C-STORE: fragments lie in the receive buffer until they are digested and written, one
+thread does all of an object up to its Success, upstream's classes see none of it. A second stack beside this one, for
+storing alone, was rejected: without the spool this one costs about what DCMTK's storescp does (bench/lane.py), and
+there would be two readings of PS3.8 to keep in step.
+
 `tests/unit/dgis/dimse/test_upstream.py` fails when a private name used here changes upstream.
 Must never know: storage, queries, the catalog; it serves an `AssociationUser`.
 """

@@ -94,6 +94,8 @@ class Wakeup:
 
     def clear(self) -> None:
         """Make it unreadable again."""
+        if not self._due:  # nearly always; whoever sets it now wakes the next poll()
+            return
         with self._lock, contextlib.suppress(BlockingIOError):
             self._due = False
             if self._fd is not None:
@@ -202,7 +204,7 @@ class GridSocket(AssociationSocket):
         elif len(self._buffer) - self._end < _LITTLE_ROOM:
             self._make_room(len(self._buffer))
         stop = len(self._buffer)
-        if self._wanted - (self._end - self._start) > _LONG:
+        if self._wanted > _LONG:
             stop = min(stop, self._start + self._wanted + _HEADER)
         return memoryview(self._buffer)[self._end : stop]
 
