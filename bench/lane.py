@@ -342,4 +342,7 @@ def _cpu(samples: Sequence[Sample]) -> float:
 
 
 if __name__ == "__main__":
-    _program(*sys.argv[1:])
+    if sys.argv[1:]:  # a server, for the run that started it
+        _program(*sys.argv[1:])
+    else:
+        main()
