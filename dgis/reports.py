@@ -19,8 +19,8 @@ log = get_log()
 
 _BATCH = 500
 _BOUND = 2000
-# A batch gathers for a moment; longer while many come: a call and its transaction cost as much as many changes in one
-_GATHER_SECONDS, _GATHER_LONGER, _FEW = 0.1, 0.25, 8
+# A batch gathers for a moment, on while more come: a call and its transaction cost as much as many changes in one
+_GATHER_SECONDS, _MORE_SECONDS, _GATHER_LONGEST = 0.1, 0.05, 0.3
 
 
 class ReplicaCatalog(Protocol):
@@ -46,7 +46,6 @@ class Reports:
         self._changed = threading.Condition()
         self._waiting: list[Report] = []
         self._stopping = False
-        self._gather = _GATHER_SECONDS
         self._backoff = Backoff()
         self.last_error: str | None = None
 
@@ -78,10 +77,19 @@ class Reports:
                 self._changed.wait_for(lambda: self._waiting or self._stopping, 1.0)
                 stopping = self._stopping
             if not stopping:
-                time.sleep(self._gather)  # let a batch gather
+                self._gather()
                 if not self._backoff.due:
+                    time.sleep(_GATHER_SECONDS)
                     continue
             self._send_waiting()
+
+    def _gather(self) -> None:
+        """Let a batch gather until no more come or it has waited long; what comes last must not wait for nothing."""
+        seen, pause, until = 0, _GATHER_SECONDS, time.monotonic() + _GATHER_LONGEST
+        while seen < len(self._waiting) < _BATCH and time.monotonic() < until and not self._stopping:
+            seen = len(self._waiting)
+            time.sleep(pause)
+            pause = _MORE_SECONDS
 
     def _send_waiting(self) -> None:
         with self._changed:
@@ -97,7 +105,6 @@ class Reports:
             return
         self._backoff.worked()
         self.last_error = None
-        self._gather = _GATHER_SECONDS if len(batch) <= _FEW else _GATHER_LONGER
         with self._changed:
             del self._waiting[: len(batch)]
             self._changed.notify_all()
