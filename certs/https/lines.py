@@ -178,7 +178,7 @@ class Exchange:
         line, self._line = self._line, None
         if line is None:
             return
-        if self._whole and self._lasting:
+        if self._whole and not self._early and self._lasting:
             self._lines.give_back(self._service, line)
         else:
             line.close()
@@ -226,13 +226,12 @@ class Exchange:
 
     def _block(self, size: int) -> bytes:
         with self._lines.said(self._service):
-            if self._left is None:
-                return self._parsed_block()
-            early, self._early = b"".join(self._early), []
-            wanted = min(size - len(early), self._left)
-            if wanted <= 0:
-                self._whole = self._whole or not self._left
+            if self._left is None and not self._early:
+                self._parse_on()
+            early = self._taken(size)
+            if not self._left or len(early) == size:
                 return early
+            wanted = min(size - len(early), self._left)
             room = memoryview(bytearray(wanted))
             count = self._of_line().read_block(room, self._timeout)
             if not count:
@@ -241,16 +240,20 @@ class Exchange:
             self._whole = not self._left
             return early + room[:count] if early else bytes(room[:count])
 
-    def _parsed_block(self) -> bytes:
-        """Return what comes next of a body in chunks."""
+    def _taken(self, size: int) -> bytes:
+        """Take what the parser brought, at most ``size`` bytes."""
+        came = b"".join(self._early)
+        self._early = [came[size:]] if len(came) > size else []
+        return came[:size]
+
+    def _parse_on(self) -> None:
+        """Read on in a body in chunks, until some of it has come or it has ended."""
         room = memoryview(bytearray(_RECORD_BYTES))
         while not self._early and not self._whole:
             count = self._of_line().read_some(room, self._timeout)
             if not count:
                 raise http.client.IncompleteRead(b"")
             self._parser.feed_data(room[:count])
-        early, self._early = b"".join(self._early), []
-        return early
 
     def _some_blocks(self, most: int | None) -> Iterator[bytes]:
         came = 0
