@@ -40,7 +40,7 @@ lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 golden: $(STAMP) ## what the example sites render to, written anew in tests/golden: look at the diff
 	DGIS_GOLDEN=write $(BIN)/python -m pytest tests/golden
 
-bench: $(STAMP) ## side by side with the peers that this machine has (25 minutes); docs/speed.md shows it
+bench: $(STAMP) ## side by side with the peers that this machine has (half an hour); docs/speed.md shows it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench; code=$$?; $(BIN)/python -m bench.page && exit $$code
 

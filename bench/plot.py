@@ -14,6 +14,7 @@ COLOURS = {
     "Orthanc, NODELAY": "#d9822b",
     "Orthanc, as installed": "#f2c894",
     "DCMTK storescp": "#6b6b6b",
+    "DCMTK storescp +B": "#6b6b6b",
     "DCMTK dcmqrscp": "#a8a8a8",
 }
 MORE = ("#1f5fa8", "#4d8fd1", "#9cc4ea", "#2a8c82", "#8c5aa8", "#c05a5a")
@@ -31,6 +32,8 @@ class Bars:
     above: Mapping[tuple[str, str], str] | None = None
     """(group, series) -> text above that bar, instead of its value."""
     log: bool = False
+    bar: float | None = None
+    """A bound to draw across."""
 
 
 def save_bars(path: Path, heading: str, panels: Sequence[Bars], *, columns: int = 2) -> None:
@@ -81,6 +84,8 @@ def _panel(axis: Any, panel: Bars, series: Sequence[str]) -> None:
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_ylabel(panel.unit, fontsize=8)
     axis.tick_params(axis="y", labelsize=8)
+    if panel.bar is not None:
+        axis.axhline(panel.bar, color="#b03030", linewidth=1, linestyle="--")
     if panel.log:
         axis.set_yscale("log")
     axis.margins(y=0.2)
