@@ -229,7 +229,8 @@ def _panel(samples: Sequence[Row], size: int, tls: bool) -> Bars:
         values[name] = speeds
         for own in (DGIS, DGIS_PLAIN):
             if own in speeds and speeds.get(ORTHANC):
-                above[name, own] = f"{number(speeds[own], 0 if (speeds[own] or 0) >= 20 else 1)}\n{ratio(speeds[own], speeds[ORTHANC])}"
+                value = number(speeds[own], 0 if (speeds[own] or 0) >= 20 else 1)
+                above[name, own] = f"{value}\n{ratio(speeds[own], speeds[ORTHANC])}"
     return Bars(label(size), "images/s", values, above)
 
 
