@@ -150,7 +150,7 @@ class GridDUL(DULServiceProvider):
     def _wait(self) -> None:
         """Sleep until the socket, another thread or a timer wants something."""
         sock = self.socket
-        if sock is not None and self.assoc.mid_message() and self._read(sock):
+        if sock is not None and self.state in _DATA_STATES and self.assoc.mid_message() and self._read(sock):
             return  # within a message the next bytes are there already, more often than not
         self._watch_socket()
         if sock is not None:
