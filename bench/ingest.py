@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.field import Field, Place, quiet_disk, rotated
@@ -73,7 +74,7 @@ def _round(run: Run, field: Field, images: ImageSet, senders: int, round_number:
     for row in rotated(ROWS, round_number):
         images.renew()
         case = f"x{senders} #{round_number} {row}"
-        if not run.cell(case, lambda row=row: cell(field, row, images, senders, round_number)):
+        if not run.cell(case, partial(cell, field, row, images, senders, round_number)):
             field.again(ROWS[row])
 
 
@@ -136,7 +137,7 @@ def _row(server: str, group: Sequence[Row]) -> tuple[str, ...]:
     own = [s for s in group if s["server"] == server]
     peer = received([s for s in group if s["server"] == ORTHANC])
     done = replicated(own)
-    roles = {role: median(own, lambda s, role=role: s["cpu_ms"].get(role)) or 0.0 for role in own[0]["cpu_ms"]}
+    roles = {role: _role_cpu(own, role) for role in own[0]["cpu_ms"]}
     return (
         server, str(own[0]["senders"]), str(own[0]["images"]), number(received(own)), ratio(received(own), peer),
         number(done), number(None if done is None else done * SIZE / 1e6), ratio(done, peer),
@@ -144,6 +145,10 @@ def _row(server: str, group: Sequence[Row]) -> tuple[str, ...]:
         number(max(total(s["peak_rss_mib"]) for s in own)),
         ", ".join(f"{role} {ms:.2f}" for role, ms in roles.items() if ms >= 0.05),
     )  # fmt: skip
+
+
+def _role_cpu(samples: Sequence[Row], role: str) -> float:
+    return median(samples, lambda s: s["cpu_ms"].get(role)) or 0.0
 
 
 def plots(samples: Sequence[Row], folder: Path) -> None:

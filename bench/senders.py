@@ -58,7 +58,7 @@ def wait(processes: Sequence[subprocess.Popen[bytes]], *, longest: float = LONGE
 
     Popen.wait(timeout) polls in steps of up to 50 ms, which is 5 % of a cell: a timer that kills is exact.
     """
-    timer = threading.Timer(longest, lambda: [process.kill() for process in processes])
+    timer = threading.Timer(longest, _kill, [processes])
     timer.start()
     try:
         return [process.wait() for process in processes]
@@ -67,6 +67,11 @@ def wait(processes: Sequence[subprocess.Popen[bytes]], *, longest: float = LONGE
         for process in processes:
             if process.poll() is None:
                 process.kill()
+
+
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _cpu_of_ended_children() -> float:

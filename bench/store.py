@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.field import Field, Place, quiet_disk, rotated
@@ -132,7 +133,7 @@ def _round(run: Run, field: Field, images: ImageSet, senders: int, round_number:
         if row.row == STOCK:
             count = min(count, AS_INSTALLED * senders)
         case = f"{label(images.size)} {'TLS' if row.tls else 'plain'} x{senders} #{round_number} {row.row}"
-        if not run.cell(case, lambda row=row, count=count: cell(field, row, images, senders, count, round_number)):
+        if not run.cell(case, partial(cell, field, row, images, senders, count, round_number)):
             field.again(row.key)
 
 

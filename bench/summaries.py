@@ -85,7 +85,7 @@ def retrieve_plots(samples: Sequence[Row], folder: Path) -> None:
     for name in _values(samples, "set"):
         values: dict[str, dict[str, float | None]] = {}
         first: dict[str, dict[str, float | None]] = {}
-        above = {}
+        above: dict[tuple[str, str], str] = {}
         for verb in _values(samples, "verb"):
             group, title = _of(samples, set=name, verb=verb), f"C-{verb.upper()}"
             values[title] = {s: retrieve_rate(_of(group, server=s)) for s in _values(group, "server")}
@@ -170,7 +170,7 @@ def lane_plots(samples: Sequence[Row], folder: Path) -> None:
     panels = []
     for size in _values(samples, "size"):
         values: dict[str, dict[str, float | None]] = {}
-        above = {}
+        above: dict[tuple[str, str], str] = {}
         for tls in (False, True):
             group, port = _of(samples, size=size, tls=tls), "TLS" if tls else "plain"
             values[port] = {s: _middle(_of(group, server=s), "cpu_ms_per_image") for s in _values(group, "server")}

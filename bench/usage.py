@@ -118,7 +118,7 @@ def _own_cpu(pid: int, ticks: float) -> float:
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 
