@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import random
+import stat
 import threading
 import time
 from dataclasses import replace
@@ -170,6 +171,27 @@ def test_a_whole_object_with_wrong_bytes_leaves_nothing(tmp_path: Path, monkeypa
         store.put(spec_of(DATA).key, memoryview(DATA))
     assert not files(tmp_path, below=".") or files(tmp_path, below=".") == [tmp_path / ".lock"]
     assert store.ledger.space().free == len(DATA)
+
+
+def test_a_whole_object_is_synced_before_its_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace_ = os.fsync, os.replace
+
+    def synced(fd: int) -> None:
+        done.append("file" if stat.S_ISREG(os.fstat(fd).st_mode) else "folder")
+        fsync(fd)
+
+    def renamed(source: str, target: str) -> None:
+        done.append("rename")
+        replace_(source, target)
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    store.ledger.promise(len(DATA))
+    store.put(spec_of(DATA).key, memoryview(DATA))
+    assert done[0] == "file" and done[-2:] == ["rename", "folder"]
+    assert done == ["file", "folder", "folder", "folder", "rename", "folder"], "the folders that were made, too"
 
 
 def test_a_folder_apart_replaces_an_empty_one_and_no_other(tmp_path: Path) -> None:
