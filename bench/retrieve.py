@@ -19,6 +19,7 @@ import socket
 import statistics
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -98,8 +99,11 @@ class Ports:
     first: int = field(default_factory=free_port)
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    """Measure, print, write bench/results/retrieve.json."""
+PARTLY = 3
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Measure, print, write retrieve.json; the exit code: PARTLY when a retrieve failed, which then has no sample."""
     parser = argparse.ArgumentParser(prog="bench retrieve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="40 images, one round: to try it out")
@@ -112,16 +116,18 @@ def main(arguments: Sequence[str] = ()) -> None:
         sets = image_sets(place / "images", quick=options.quick)
         servers = list(started(place, sets, wanted, stack))
         rounds = 1 if options.quick else options.rounds
-        samples = [
-            measure(server, verb, images, number, place / "out", ports)
+        tries = [
+            _tried(server, verb, images, number, place / "out", ports)
             for number in range(rounds)
             for images in sets
             for verb in VERBS
             for server, ports in servers
         ]
-    options.out.mkdir(exist_ok=True)
+    samples = [sample for sample in tries if sample is not None]
+    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "retrieve.json").write_text(json.dumps([asdict(s) for s in samples], indent=1) + "\n")
     Console(width=170).print(table(samples))
+    return 0 if len(samples) == len(tries) else PARTLY
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -224,6 +230,15 @@ def _store(images: Images, port: int, called: str) -> None:
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def _tried(server: Server, verb: str, images: Images, number: int, out: Path, ports: Ports) -> Sample | None:
+    """Measure; None, told on stderr, when it went wrong: a retrieve of not everything is no figure."""
+    try:
+        return measure(server, verb, images, number, out, ports)
+    except (AssertionError, OSError) as error:
+        print(f"{server.name}, {verb}, {images.name}: {error}", file=sys.stderr)
+        return None
 
 
 def measure(server: Server, verb: str, images: Images, number: int, out: Path, ports: Ports) -> Sample:
@@ -412,6 +427,5 @@ def _peaks(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by the way that stops the servers
+    sys.exit(main(sys.argv[1:]))
