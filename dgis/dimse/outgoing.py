@@ -73,13 +73,13 @@ class Adapter:
             yield item
             return
         target = self._scratch() / f"converted-{next(self._numbers):08d}"
-        with self._as_file(item) as path:
-            job = Job(str(path), item.offset, item.length, item.transfer_syntax, syntax, str(target))
-            try:
+        try:
+            with self._as_file(item) as path:
+                job = Job(str(path), item.offset, item.length, item.transfer_syntax, syntax, str(target))
                 length = self._converted(job, cancelled)
-                yield replace(item, transfer_syntax=syntax, path=target, offset=0, length=length, content=None)
-            finally:
-                target.unlink(missing_ok=True)
+            yield replace(item, transfer_syntax=syntax, path=target, offset=0, length=length, content=None)
+        finally:
+            target.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _as_file(self, item: Outgoing) -> Iterator[Path]:
