@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from catalog.store import Store
 from catalog.store.database import Database
 from certs.https.server import serve as serve_https
 from certs.log import configure, get_log
+from certs.memory import settle_memory
 
 log = get_log()
 
@@ -39,18 +39,8 @@ def serve(config: CatalogConfig, *, ready: Callable[[str], None] | None = None) 
     configure(config.catalog.name, config.log.level, config.log.format)
     with opened(config) as store:
         app = build(store, config.identity, version=version("dgis"))
-        _settle_memory()
+        settle_memory()
         serve_https(app, config.server, config.identity, ready=ready)
-
-
-def _settle_memory() -> None:
-    """Let the garbage collector pass over what stays for ever, and look seldom.
-
-    A batch makes thousands of objects, none in a cycle; each 700 of them it would begin to look through all there is.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _ensure_schema(store: Store) -> None:

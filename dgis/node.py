@@ -22,6 +22,7 @@ from catalog.client import CatalogClient
 from certs.config import IdentityConfig
 from certs.https.session import GridSession
 from certs.log import get_log
+from certs.memory import settle_memory
 from dgis.board import Unreachable, read_board
 from dgis.commit_answers import CommitAnswers
 from dgis.commit_store import CommitmentStore
@@ -158,7 +159,9 @@ def run_worker(node: NodeConfig, config: Path) -> None:
             report=node.dgis.commit_report,
         ),
     )
-    Worker(spool, catalog, engine, settings, make_metrics(), commitment=commitment).run(stop)
+    worker = Worker(spool, catalog, engine, settings, make_metrics(), commitment=commitment)
+    settle_memory()
+    worker.run(stop)
 
 
 def run_receiver(
@@ -171,6 +174,7 @@ def run_receiver(
         required = node.dimse_tls.client_certificate == "required"
         tls = TlsListener(tls_listener, node.dimse_tls.identity(node.identity), certificate_required=required)
     services = _services(node, config, make_metrics())
+    settle_memory()
     serve_dimse(listener, dimse_settings(node), services, stop, tls=tls, identity=dimse_identity(node))
 
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from certs.errors import ConfigError
 from certs.https.server import add_check, serve
 from certs.https.session import GridSession
+from certs.memory import settle_memory
 from certs.tls import server_context
 from storage_provider.access import AreaRules
 from storage_provider.channels import open_channels
@@ -108,6 +109,7 @@ def run(config: StorageConfig, *, ready: Callable[[tuple[str, ...]], None] | Non
         if ready is not None:
             ready((url, *others))
 
+    settle_memory()
     try:
         serve(node.app, config.server, config.identity, ready=told)
     finally:
