@@ -85,54 +85,6 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         offset += written
 
 
-# Direct reads and writes begin and end at multiples of this in memory and file: no disk has larger blocks
-_BLOCK = 4096
-# Smaller files gain nothing by passing the page cache, larger ones are read better with the kernel's reading ahead
-DIRECT_LEAST, DIRECT_MOST = 64 * 1024, 1024 * 1024
-
-
-@contextmanager
-def _direct(fd: int) -> Iterator[None]:
-    """Let reads and writes of a file pass the page cache; EINVAL is for the caller, who does it the usual way then."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-        yield
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system without it, or bytes that do not lie right in memory
-            raise
-    finally:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-
-
-def write_uncached(fd: int, data: memoryview) -> None:
-    """Write the bytes of a new file past the page cache as far as they lie right for it; fsync and `uncache` follow.
-
-    An archive reads little of what it has just been given, but each page of it in the cache costs: on a virtual machine
-    whose host must find the memory first 1 ms for 512 KiB, four times what the disk takes (measured).
-    """
-    whole, done = len(data) - len(data) % _BLOCK, 0
-    if whole >= DIRECT_LEAST:
-        with _direct(fd):
-            done = os.pwrite(fd, data[:whole], 0)
-    write_at(fd, data[done:], done)
-
-
-def read_uncached(fd: int, room: memoryview, offset: int) -> int:
-    """Fill `room` as far as the file goes, past the page cache where that can be done; returns how much is there."""
-    if offset % _BLOCK == 0 and len(room) % _BLOCK == 0:
-        with _direct(fd):
-            return os.preadv(fd, [room], offset)
-    return os.preadv(fd, [room], offset)
-
-
-def uncache(fd: int, size: int) -> None:
-    """Let the pages of a synced file go, as in `write_uncached`, when it has the size for it."""
-    if DIRECT_LEAST <= size <= DIRECT_MOST:
-        with suppress(OSError):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 class Folders:
     """Makes the folders below `top` durable, each once; thread-safe (doing it twice is harmless)."""
 

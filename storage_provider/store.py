@@ -29,17 +29,13 @@ from storage_provider.disk import (
     make_apart,
     publish,
     sync,
-    uncache,
     write_at,
-    write_uncached,
 )
 from storage_provider.errors import Corrupt, LocalFault, NotFound, Refused
 from storage_provider.keys import is_sha256, object_key, parse_key, parse_prefix
 from storage_provider.space import Ledger
 
 _LOCKS = 64
-# So many objects, and up to as many more, count as read lately
-_LATELY = 4096
 
 
 class Store:
@@ -58,7 +54,6 @@ class Store:
         self._top = str(self._objects)
         self._folders = Folders(self._top)
         self._numbers = itertools.count()
-        self._read_lately: tuple[set[str], set[str]] = (set(), set())
         if self._stage.exists():
             for orphan in self._stage.iterdir():
                 orphan.unlink()
@@ -98,11 +93,10 @@ class Store:
             with disk_errors(key):
                 fd = create(path)
                 try:
-                    write_uncached(fd, data)
+                    write_at(fd, data, 0)
                     # The folders first: syncing the file then syncs them too on a journalling file system
                     self.prepare(key)
                     os.fsync(fd)
-                    uncache(fd, len(data))
                 finally:
                     os.close(fd)
             promised = False
@@ -172,16 +166,6 @@ class Store:
         except FileNotFoundError as error:
             raise NotFound("no such object", key=key) from error
         return fd, os.fstat(fd).st_size
-
-    def read_lately(self, key: str) -> bool:
-        """Note that an object is read; says whether it was so lately, so that the page cache is worth its cost."""
-        young, old = self._read_lately
-        if key in young or key in old:
-            return True
-        young.add(key)
-        if len(young) >= _LATELY:
-            self._read_lately = set(), young
-        return False
 
     def stat(self, key: str) -> Stat:
         """Return size and age of a committed object."""
@@ -316,7 +300,6 @@ class Incoming:
                 # The folders first: syncing the file then syncs them too on a journalling file system
                 self._store.prepare(self._key)
                 os.fsync(self._fd)
-                uncache(self._fd, self._size)
         except BaseException:
             self.abort()
             raise

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 
 from storage_provider.channel import ObjectSpec, Stored
-from storage_provider.disk import create, disk_errors, uncache
+from storage_provider.disk import create, disk_errors
 from storage_provider.errors import Corrupt, Refused
 from storage_provider.keys import parse_key
 from storage_provider.landing import Landing
@@ -59,7 +59,6 @@ class StagedTarget:
                 if self.landing.torn:
                     os.ftruncate(self.landing.fd, size)
                 os.fsync(self.landing.fd)
-                uncache(self.landing.fd, size)
         except BaseException:
             self.drop()
             raise

@@ -116,11 +116,6 @@ class Tree:
         _must_be_object(place)
         return self._admit(place, "read")[0].store.open(place.key)
 
-    def read_lately(self, path: str) -> bool:
-        """Note that an object that was opened is read whole; says whether it was so lately. True for parts."""
-        place = parse_path(path)
-        return place.kind != "object" or self._service.area(place.area).store.read_lately(place.key)
-
     def sent(self, path: str, count: int) -> None:
         """Count bytes that the door has sent of an object."""
         self._service.metrics.sent.labels(parse_path(path).area).inc(count)

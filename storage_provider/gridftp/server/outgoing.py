@@ -6,18 +6,11 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from storage_provider.disk import DIRECT_LEAST, DIRECT_MOST
 from storage_provider.errors import Refused
 from storage_provider.gridftp.commands import Partial, Restart, parse_eret
 from storage_provider.gridftp.server.moves import announce, require_channel, require_image
 from storage_provider.gridftp.server.names import entry_of
-from storage_provider.gridftp.server.sending import (
-    FileSource,
-    Source,
-    TextSource,
-    send_blocks,
-    send_stream,
-)
+from storage_provider.gridftp.server.sending import FileSource, Source, TextSource, send_blocks, send_stream
 from storage_provider.ranges import Ranges, Span
 
 if TYPE_CHECKING:
@@ -43,9 +36,7 @@ def _send_file(session: Session, part: Partial) -> None:
     fd, size = session.tree.read(path)
     try:
         # Stock clients take the offsets of ERET P's blocks for those within the part
-        # A small object that is read for the first time in a while is hardly read soon again; a large one is read ahead
-        uncached = DIRECT_LEAST <= size <= DIRECT_MOST and not session.tree.read_lately(path)
-        source = FileSource(fd, _spans(part, size, restart), origin=part.offset, uncached=uncached)
+        source = FileSource(fd, _spans(part, size, restart), origin=part.offset)
         try:
             _send(session, source, judge=lambda: session.tree.check(path, "read"))
         finally:

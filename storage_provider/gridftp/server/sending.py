@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from storage_provider.disk import read_uncached
 from storage_provider.gridftp.blocks import HEADER_BYTES, block_header, end_of_data
 from storage_provider.gridftp.server.datapath import DataPath
 from storage_provider.gridftp.server.stream import Scratch, Stream, StreamError
@@ -30,15 +28,11 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Spans of an open file; the caller closes it. The peer is told offsets as seen from `origin`.
+    """Spans of an open file; the caller closes it. The peer is told offsets as seen from `origin`."""
 
-    `uncached`: what is read in one go passes the page cache.
-    """
-
-    def __init__(self, fd: int, spans: Sequence[Span], *, origin: int = 0, uncached: bool = False) -> None:
+    def __init__(self, fd: int, spans: Sequence[Span], *, origin: int = 0) -> None:
         self._fd = fd
         self._origin = origin
-        self._uncached = uncached
         self._spans = list(reversed(spans))
         self.sent = 0
 
@@ -48,12 +42,7 @@ class FileSource:
             return 0, 0
         start, stop = self._spans.pop()
         size = min(len(room), stop - start)
-        if self._uncached:
-            blocks = min(len(room), size + -size % mmap.PAGESIZE)
-            size_read = min(size, read_uncached(self._fd, room[:blocks], start))
-        else:
-            size_read = os.preadv(self._fd, [room[:size]], start)
-        if size_read != size:
+        if os.preadv(self._fd, [room[:size]], start) != size:
             raise StreamError("the file became shorter while it was sent")
         if start + size < stop:
             self._spans.append((start + size, stop))
@@ -118,9 +107,7 @@ def send_blocks(watch: Watch, data: DataPath, source: Source, scratch: Scratch, 
     streams = _established(watch, data, parallel)
     size = BLOCK_BYTES if len(streams) == 1 else _SHARED_BLOCK_BYTES
     room = size + 2 * HEADER_BYTES
-    # The first block's bytes begin at a page, as reading past the page cache wants it
-    paged = scratch.plain[mmap.PAGESIZE - HEADER_BYTES :]
-    lanes = [_Lane(streams[0], paged), *(_Lane(each, memoryview(bytearray(room))) for each in streams[1:])]
+    lanes = [_Lane(streams[0], scratch.plain), *(_Lane(each, memoryview(bytearray(room))) for each in streams[1:])]
     while not all(lane.idle for lane in lanes):
         for lane in lanes:
             if not lane.left and not lane.ended:

@@ -7,7 +7,6 @@ twice as fast, and so is writing.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import socket
 import ssl
 import threading
@@ -19,7 +18,7 @@ from typing import Protocol
 from storage_provider.gridftp.blocks import Piece
 
 _RAW_BYTES = 512 * 1024
-_PLAIN_BYTES = 1024 * 1024 + 2 * mmap.PAGESIZE
+_PLAIN_BYTES = 1024 * 1024 + 4096
 # Plain bytes that are encrypted in one go, for one send
 SLICE_BYTES = 256 * 1024
 # Bytes taken from one stream before the others, the markers and the control connection get their turn
@@ -49,8 +48,7 @@ class Scratch:
     """Buffers of one running transfer, used again by later ones; `spare` is made when it is first needed."""
 
     raw: memoryview = field(default_factory=lambda: memoryview(bytearray(_RAW_BYTES)))
-    # Mapped, so that it begins at a page: what is put at its beginning can be written past the page cache
-    plain: memoryview = field(default_factory=lambda: memoryview(mmap.mmap(-1, _PLAIN_BYTES)))
+    plain: memoryview = field(default_factory=lambda: memoryview(bytearray(_PLAIN_BYTES)))
     _spare: memoryview | None = None
 
     @property

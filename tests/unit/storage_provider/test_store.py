@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from storage_provider import disk
-from storage_provider import store as store_room
 from storage_provider import uploads as uploads_room
 from storage_provider.channel import Stored
 from storage_provider.checksum import CHUNK_BYTES, digests_of
@@ -134,7 +133,7 @@ def test_disk_full_in_the_middle_keeps_nothing(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("size", [0, 1, 4096, 100_000, 65_536, 524_288, 600_001])
 @pytest.mark.parametrize("shift", [0, 17])
 def test_an_object_that_is_here_whole_is_stored_at_once(tmp_path: Path, size: int, shift: int) -> None:
-    """Whatever its size and wherever it lies in memory: the disk's rules for direct writes are met or passed by."""
+    """Whatever its size and wherever it lies in memory."""
     room = memoryview(mmap.mmap(-1, size + shift + mmap.PAGESIZE))[shift : shift + size]
     room[:] = BIG[:size]
     store = Store(tmp_path)
@@ -143,13 +142,6 @@ def test_an_object_that_is_here_whole_is_stored_at_once(tmp_path: Path, size: in
     assert store.put(spec.key, room)[1]
     assert store.checksum(spec.key) == (spec.sha256, size)
     assert store.ledger.space().used == size
-    fd, _ = store.open(spec.key)
-    into = memoryview(mmap.mmap(-1, 1024 * 1024))
-    for uneven in (0, 1):
-        at = min(uneven, size)
-        assert disk.read_uncached(fd, into[: len(into) - at], at) == size - at
-        assert into[: size - at] == room[at:]
-    os.close(fd)
     store.ledger.promise(size)
     assert not store.put(spec.key, room)[1]
     assert not files(tmp_path, below="stage")
@@ -206,22 +198,6 @@ def test_a_folder_apart_replaces_an_empty_one_and_no_other(tmp_path: Path) -> No
     assert empty.stat().st_ino != before
     assert sorted(tmp_path.joinpath("new").iterdir()) == [empty, full]
     assert empty.stat().st_mode & 0o777 == 0o700
-
-
-def test_what_is_read_again_lately_is_told_from_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_room, "_LATELY", 3)
-    store = Store(tmp_path)
-    assert [store.read_lately(key) for key in "aabcbdefa"] == [
-        False,
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]
 
 
 def test_folders_are_made_once_and_synced_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
