@@ -57,7 +57,8 @@ class DgisConfig(Table):
     """`[dgis]`: who this node is and how it keeps what it receives.
 
     `copies` verified replicas are made of every object; `accept` says whether Success means safe in the spool or on
-    that many storage elements (then at most `accept_timeout` seconds later). `workers` is the number of receivers.
+    that many storage elements (then at most `accept_timeout` seconds later). `workers` is the number of receivers,
+    `transfers` how many batches of copies run at once (silent ones do not count).
     Storage commitment: what has not `copies` after `commit_timeout` seconds is reported failed, an instance that nobody
     knows after `commit_grace`; `commit_report` says on which association, tried again for `commit_retry` seconds.
     """
