@@ -162,7 +162,9 @@ class Numbered:
             return f"{self._folders[-1]}/{self._count:08d}", f"{work.token}-{self._count:08d}"
 
     def _turn(self, work: WorkDirectory) -> None:
-        left = [folder for folder in self._folders if not _removed(folder)]  # an object may still be under way there
+        # An object may still be under way there. The last folder stays until the next turn even when it is empty:
+        # whoever was just given a name in it may not have made the file yet
+        left = [folder for folder in self._folders[:-1] if not _removed(folder)] + self._folders[-1:]
         folder = os.fspath(work.path / secrets.token_hex(4))
         os.mkdir(folder, 0o700)
         self._folders = [*left, folder]

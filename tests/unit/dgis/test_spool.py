@@ -16,7 +16,7 @@ import zstandard
 
 from catalog.header import columns
 from dgis import part10
-from dgis.disk import Lock
+from dgis.disk import Lock, Numbered, WorkDirectory
 from dgis.errors import BadDataSet, SpoolError, SpoolFull, SpoolLocked
 from dgis.incoming import Incoming
 from dgis.spool import Spool
@@ -228,6 +228,16 @@ def test_inbox_names_sort_by_arrival_over_processes_and_threads(tmp_path: Path) 
     assert spools[0].inbox_names() == order
 
 
+def test_a_name_is_good_although_the_next_one_has_a_fresh_folder(tmp_path: Path) -> None:
+    numbered, work = Numbered(), WorkDirectory(tmp_path)
+    before = Path(numbered.next(work)[0])
+    first = before.parent
+    while (path := Path(numbered.next(work)[0])).parent == first:
+        before = path
+    before.touch()  # whoever got it is slower than whoever got the next one
+    work.close()
+
+
 def test_many_threads_commit_at_once(spool: Spool) -> None:
     def work(worker: int) -> None:
         for n in range(25):
@@ -355,10 +365,10 @@ def test_objects_on_their_way_in_move_to_a_fresh_folder_now_and_then_and_the_old
     for n in range(2, 12):
         store(spool, f"1.{n}", data=data_set(f"1.{n}"))
     folders = [p for p in (spool.root / "incoming").glob("*/*") if p.is_dir()]
-    assert len(folders) == 2, "the one in use, and the one with an object in it"
+    assert len(folders) == 3, "the one in use, the one before it, and the one with an object in it"
     slow.write(data_set("1.1"))
     slow.commit()
     for n in range(12, 16):
         store(spool, f"1.{n}", data=data_set(f"1.{n}"))
-    assert len([p for p in (spool.root / "incoming").glob("*/*") if p.is_dir()]) == 1
+    assert len([p for p in (spool.root / "incoming").glob("*/*") if p.is_dir()]) == 2
     assert len(list(spool.inbox())) == 15
