@@ -215,7 +215,12 @@ def test_the_log_names_the_wrong_port(site: Site) -> None:
 
 def test_the_certificate_stands_in_the_association_s_log_line(site: Site) -> None:
     assert site.run("echoscu", name="auditor", title="AUDIT").returncode == 0
-    lines = [line for line in site.log().splitlines() if "association ended" in line and "calling=AUDIT" in line]
+
+    def ended() -> list[str]:
+        return [line for line in site.log().splitlines() if "association ended" in line and "calling=AUDIT" in line]
+
+    wait_until(ended, seconds=10, what="the association's log line")
+    lines = ended()
     assert len(lines) == 1 and f"certificate='{site.person('auditor').dn()}'" in lines[0] and "tls=True" in lines[0]
 
 
@@ -234,7 +239,6 @@ def test_associations_are_answered_at_once_while_the_grid_hangs(site: Site) -> N
         for process in stopped:
             process.resume()
 
-
 def test_two_hundred_idle_associations_cost_under_five_percent_of_a_core(site: Site) -> None:
     context = rawtls.client_context(_identity(site), _identity(site))
     contexts = [("1.2.840.10008.1.1", "1.2.840.10008.1.2")]
@@ -251,14 +255,12 @@ def test_two_hundred_idle_associations_cost_under_five_percent_of_a_core(site: S
     print(f"200 idle associations: {share:.2%} of a core")
     assert share < 0.05
 
-
 def test_a_passcode_for_node_toml(site: Site) -> None:
     command = [str(BIN / "dgis"), "ae", "passcode", "reading room", "--passcode", "open sesame"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (user,) = tomllib.loads(text)["user"]
     assert user["name"] == "reading room" and users.matches(b"open sesame", user["passcode"])
     assert "open sesame" not in text
-
 
 def test_status_watches_the_listener_s_own_certificate_and_crls(site: Site, tmp_path: Path) -> None:
     ca.init_site(tmp_path / "hospital", organisation="Hospital")
@@ -271,7 +273,6 @@ def test_status_watches_the_listener_s_own_certificate_and_crls(site: Site, tmp_
     found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["certificates"]
     assert {"DICOM TLS", "CRLs", "CRLs of DICOM TLS"} <= {row["name"] for row in found}
     assert next(row["dn"] for row in found if row["name"] == "DICOM TLS") == str(edge.dn())
-
 
 def test_up_wants_two_ports(tmp_path: Path) -> None:
     port = str(free_port())
