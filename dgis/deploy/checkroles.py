@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from dgis.deploy.model import GuestTable, HostTable, NetworkTable, SiteFile
 from dgis.deploy.sitefile import Loc
@@ -236,13 +237,21 @@ def _claimed(number: int, guest: GuestTable, gateway: HostTable, host: HostTable
     if guest.active is not None:
         yield outside, claim(("active",), guest.active, "active")
     if guest.dimse is not None:
-        place = outside if host.lan is None else f"{host.name} lan"
+        places = _sides(gateway, guest.dimse.networks) if host.lan is None else (f"{host.name} lan",)
         for key in ("port", "tls_port"):
             port = getattr(guest.dimse, key)
             if port is not None:
-                yield place, claim(("dimse", key), PortRange.one(port), "dimse")
+                yield from ((place, claim(("dimse", key), PortRange.one(port), "dimse")) for place in places)
     for each, forward in enumerate(guest.forwards):
-        yield outside, claim(("forwards", each, "public"), forward.public, "a forward", forward.protocol)
+        made = claim(("forwards", each, "public"), forward.public, "a forward", forward.protocol)
+        yield from ((place, made) for place in _sides(gateway, forward.sources))
+
+
+def _sides(gateway: HostTable, clients: tuple[IPv4Network, ...]) -> tuple[str, ...]:
+    """Where a translated door of the gateway is: at its LAN's address, too, when clients come by that (`flows`)."""
+    lans = (gateway.lan.address.network, *gateway.lan.networks) if gateway.lan is not None else ()
+    near = any(network.subnet_of(lan) for network in clients for lan in lans)
+    return (f"{gateway.name} outside", *((f"{gateway.name} lan",) if near else ()))
 
 
 def _host(file: SiteFile, guest: GuestTable) -> HostTable:

@@ -407,6 +407,19 @@ def test_what_does_not_fit_is_told_with_its_line(mistake: tuple[str, ...]) -> No
     assert lines & set(range(first, first + new.rstrip("\n").count("\n") + 1)), (found, first)
 
 
+def test_doors_at_the_lan_of_a_gateway_are_told_apart_wherever_their_guests_are() -> None:
+    """The doors of guests behind a gateway without a LAN of their own host's are at the gateway's LAN, too."""
+    lan = "    lan: {interface: eth9, address: 10.20.7.10/24, gateway: 10.20.7.1}\n"
+    text = changed("    networks:\n      - {name: dmz", f"{lan}    networks:\n      - {{name: dmz").replace(
+        "    lan: {interface: eth2, address: 10.20.2.10/24, gateway: 10.20.2.1}\n", ""
+    )
+    text = text.replace("back1\n    address: 10.78.0.11", "front1\n    network: open\n    address: 10.77.1.11")
+    text = text.replace("networks: [10.20.0.0/16]}\n  - name: wiki", "networks: [10.20.7.0/24]}\n  - name: wiki")
+    text = text.replace("networks: [10.20.2.0/24]", "networks: [10.20.7.0/24]")
+    ours = [each for each in said(text) if "is taken by dimse of gate (" in each]
+    assert len(ours) == 1 and "guests.gate2.dimse.port" in ours[0], said(text)
+
+
 def test_a_gateway_has_one_front_one_sftp_on_its_port_and_one_catalog() -> None:
     more = """\
   - {name: front2, host: front1, network: open, address: 10.77.1.10, roles: [front]}
