@@ -18,6 +18,9 @@ from storage_provider.transfer.engine import Doors, Source
 LANE_BYTES = 8 * 1024 * 1024
 """Verified bytes that one lane holds for whoever sends them."""
 
+LANES_AT_ONCE = 32
+"""Lanes of all retrieves of a process: what they hold together stays below 400 MiB."""
+
 _MAX_LANES = 4
 _MAX_BREAKS = 3
 _STALL_SECONDS = 10.0
@@ -107,29 +110,50 @@ class Lane:
             self._batch = None
 
 
+class Places(Protocol):
+    """How many more lanes there may be in this process (a `threading.BoundedSemaphore`)."""
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        """Take a place; False when there is none."""
+
+    def release(self, n: int = 1) -> None:
+        """Give places back."""
+
+
 class Lanes:
     """The lanes of one retrieve. For one thread."""
 
-    def __init__(self, begin: Begin, wanted: Iterable[tuple[Located, Source | None]]) -> None:
-        """Sort the objects of a plan, in its order, into lanes; a source of None, and a large object, has none."""
+    def __init__(self, begin: Begin, wanted: Iterable[tuple[Located, Source | None]], places: Places) -> None:
+        """Sort the objects of a plan, in its order, into lanes; a source of None, and a large object, has none.
+
+        A lane for which there is no place is not made: its objects come the thorough way, by the disk.
+        """
+        self._places = places
         grouped: dict[tuple[Doors, ...], list[Source]] = {}
         keys: dict[str, tuple[Doors, ...]] = {}
         for located, source in wanted:
             if source is None or source.size > CHUNK_BYTES or located.instance_uid in keys:
                 continue
-            if source.doors in grouped or len(grouped) < _MAX_LANES:
+            if source.doors in grouped or (len(grouped) < _MAX_LANES and places.acquire(blocking=False)):
                 grouped.setdefault(source.doors, []).append(source)
                 keys[located.instance_uid] = source.doors
         self._lanes = {doors: Lane(begin, sources) for doors, sources in grouped.items()}
         self._lane_of = {uid: self._lanes[doors] for uid, doors in keys.items()}
-        for lane in self._lanes.values():
-            lane.start()
+        try:
+            for lane in self._lanes.values():
+                lane.start()
+        except BaseException:
+            self.close()
+            raise
 
     def pop(self, located: Located) -> Lane | None:
         """Return the lane by which an instance comes, if any; asked once for each, in the order of the plan."""
         return self._lane_of.pop(located.instance_uid, None)
 
     def close(self) -> None:
-        """Stop all."""
-        for lane in self._lanes.values():
+        """Stop all. Safe to repeat."""
+        lanes, self._lanes = self._lanes, {}
+        for lane in lanes.values():
             lane.close()
+        if lanes:
+            self._places.release(len(lanes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from catalog.wire import Located, ReplicaChange, ReplicaRef
 from certs.log import get_log
 from dgis.disk import ProcessDirectory
 from dgis.elements import Elements
-from dgis.lanes import LANE_BYTES, Batch, Lanes
+from dgis.lanes import LANE_BYTES, LANES_AT_ONCE, Batch, Lanes
 from dgis.metrics import Metrics
 from dgis.spool import Spool
 from storage_provider.errors import NotFound, StorageError
@@ -82,6 +83,7 @@ class Sources:
         self._site, self._metrics = site, metrics
         self._scratch = ProcessDirectory(spool.root / "scratch")
         self._numbers = itertools.count(1)
+        self._places = threading.BoundedSemaphore(LANES_AT_ONCE)
 
     def bring(
         self, located: Located, *, acting_for: str | None, cancelled: Callable[[], bool], patient: bool = False
@@ -111,12 +113,12 @@ class Sources:
         """Begin to read ahead what is small and lies at storage elements, not in the spool; to be closed."""
         reading = self._reading
         if reading is None:
-            return Lanes(_no_batch, ())
+            return Lanes(_no_batch, (), self._places)
 
         def begin(sources: Sequence[Source]) -> Batch | None:
             return reading.read_ahead(sources, acting_for=acting_for, window=LANE_BYTES)
 
-        return Lanes(begin, self._elsewhere(instances))
+        return Lanes(begin, self._elsewhere(instances), self._places)
 
     def came(self, element: str) -> None:
         """Count an object that came by a lane."""

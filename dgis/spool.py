@@ -142,6 +142,7 @@ class Spool:
         for name in (f"{number:02x}" for number in range(256)):
             if name not in there:
                 (folder / name).mkdir(exist_ok=True, mode=0o700)
+        fsync_directory(folder)
 
     def mark_registered(self, entry: SpoolEntry) -> Path:
         """Move an entry to registered/; an equal object that is already there is replaced. Idempotent by content."""

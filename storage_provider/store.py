@@ -47,6 +47,7 @@ class Store:
         self._stage = root / "stage"
         self._locks = tuple(threading.Lock() for _ in range(_LOCKS))
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fsync_dir(root.parent)
         self._guard = _claim(root)
         for directory in (self._objects, root / "uploads"):
             if not directory.exists():
@@ -58,6 +59,7 @@ class Store:
             for orphan in self._stage.iterdir():
                 orphan.unlink()
         make_apart(self._stage)
+        fsync_dir(root)
         used = sum(stat.st_size for _, stat in self._walk("", ""))
         self.ledger = Ledger(root, quota=quota, reserve=reserve, used=used)
 

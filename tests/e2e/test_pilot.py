@@ -149,7 +149,7 @@ def test_the_main_job_across_institutions(pilot: Pilot, tmp_path: Path) -> None:
     wanted = images(sent)
     studies = {one.study_uid for one in wanted}
     assert studies <= set(pilot.find("KPACS2", "LF1"))
-    pilot.drained("cesnet")  # what is in one site's spool only is found everywhere, and moved from elsewhere a moment later
+    pilot.drained("cesnet")  # what is in one site's spool only is found everywhere at once, moved a moment later
     for number, study in enumerate(sorted(studies)):
         viewer, called = (("KPACS2", "LF1"), ("KPACS3", "UVN"))[number]
         came = pilot.move(viewer, called, study, tmp_path / f"out{number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,5 +175,25 @@ def test_a_silent_batch_is_given_up(node: LaneNode, monkeypatch: pytest.MonkeyPa
 
 
 def test_lanes_of_nothing() -> None:
-    lanes = Lanes(lambda sources: None, ())
+    lanes = Lanes(lambda sources: None, (), threading.BoundedSemaphore(1))
     lanes.close()
+
+
+def test_without_a_place_objects_come_by_the_disk_and_places_come_back(
+    node: LaneNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all retrieves of a process hold in memory is bounded: the lanes of all together are."""
+    monkeypatch.setattr("dgis.sources.LANES_AT_ONCE", 1)
+    metrics = make_metrics(CollectorRegistry())
+    sources = Sources(node.spool, node.real, node.elements, site="a", metrics=metrics, reading=node.real)
+    node.put(1, "se1")
+    plan = node.retrieve.plan(EVERYTHING)
+    first = sources.lanes(plan.instances, acting_for=None)
+    second = sources.lanes(plan.instances, acting_for=None)
+    assert first.pop(plan.instances[0]) is not None and second.pop(plan.instances[0]) is None
+    second.close()
+    first.close()
+    first.close()
+    third = sources.lanes(plan.instances, acting_for=None)
+    assert third.pop(plan.instances[0]) is not None
+    third.close()
