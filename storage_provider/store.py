@@ -122,6 +122,8 @@ class Store:
             with disk_errors(key), self._lock(key):
                 existing = _size_of(target)
                 if existing is not None and existing == size and sha256_of(Path(target)) == parse_key(key):
+                    # Whoever brought it may have been killed between the rename and its folder's sync
+                    fsync_dir(os.path.dirname(target))
                     os.unlink(source)
                     return self._stored(key, size), False
                 publish(source, target, self._folders)

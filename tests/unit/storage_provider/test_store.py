@@ -412,6 +412,16 @@ def test_an_upload_that_is_being_adopted_is_nobody_elses(tmp_path: Path, monkeyp
     uploads.begin(spec, ME)
 
 
+def test_what_is_there_already_is_durable_before_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first bringer may have been killed after the rename, before the folder's sync."""
+    store = Store(tmp_path)
+    assert put(store, DATA)
+    key, synced = spec_of(DATA).key, []
+    monkeypatch.setattr("storage_provider.store.fsync_dir", synced.append)
+    assert not put(store, DATA)
+    assert len(synced) == 1 and synced[0].endswith("/objects/" + key.rpartition("/")[0])
+
+
 def test_a_folder_that_is_there_is_not_thrown_away(tmp_path: Path) -> None:
     store = Store(tmp_path, quota=len(BIG))
     uploads, spec = Uploads(store), spec_of(BIG)
