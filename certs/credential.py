@@ -16,11 +16,6 @@ from certs.errors import CredentialError
 
 # id-pe-proxyCertInfo, RFC 3820 section 3
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
-# Policy languages that hand on all rights: id-ppl-inheritAll, and Globus' "limited" (all but starting jobs)
-_FULL_POLICIES = (
-    bytes.fromhex("06082b06010505071501"),
-    bytes.fromhex("060b2b060104019b5001010109"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +75,6 @@ class Credential:
 def is_proxy(cert: x509.Certificate) -> bool:
     """Say whether a certificate is an RFC 3820 proxy."""
     return any(extension.oid == PROXY_CERT_INFO for extension in cert.extensions)
-
-
-def hands_on_all_rights(proxy: x509.Certificate) -> bool:
-    """Say whether a proxy passes its issuer's rights on unrestricted.
-
-    Others must be refused by whoever does not know their policy language (RFC 3820 section 3.8).
-    """
-    found = next(each.value for each in proxy.extensions if each.oid == PROXY_CERT_INFO)
-    der = found.public_bytes()
-    # ProxyCertInfo ::= SEQUENCE { pCPathLenConstraint INTEGER OPTIONAL, SEQUENCE { policyLanguage OID, ... } }
-    body = _content(der, 0x30)
-    if body[:1] == b"\x02":
-        body = body[2 + body[1] :]
-    return _content(body, 0x30) in _FULL_POLICIES
-
-
-def _content(der: bytes, tag: int) -> bytes:
-    """Return the content of a short DER element that must be the whole of ``der``, or b""."""
-    whole = len(der) >= 2 and der[0] == tag and der[1] < 0x80 and len(der) == 2 + der[1]
-    return der[2:] if whole else b""
 
 
 def end_entity(chain: tuple[x509.Certificate, ...]) -> x509.Certificate:

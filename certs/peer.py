@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from certs.dn import DN
+from certs.proxyinfo import FULL, ProxyPolicy
 
 GATEWAY = "gateway"
 CATALOG = "catalog"
@@ -20,8 +21,8 @@ class Peer:
     """Identity and rights of a verified peer.
 
     ``dn``, ``fingerprint`` (SHA-256, lower-case hex) and ``serial`` are those of the end-entity certificate, also when
-    the connection was made with a proxy of it (``proxied``). ``account`` and ``roles`` come from the gridmap;
-    ``acting_for`` is set only for peers with the role gateway.
+    the connection was made with a proxy of it (``proxied``), which hands on ``proxy_policy``. ``account`` and ``roles``
+    come from the gridmap; ``acting_for`` is set only for peers with the role gateway.
     """
 
     dn: DN
@@ -30,4 +31,5 @@ class Peer:
     account: str | None
     roles: frozenset[str]
     proxied: bool = False
+    proxy_policy: ProxyPolicy = FULL
     acting_for: str | None = None

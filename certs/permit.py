@@ -101,7 +101,7 @@ def _signer(token: str, trust: Trust) -> VerifiedChain:
     if header.get("alg") != _ALGORITHM or header.get("typ") != _TYPE:
         raise PermitError(f"a permit is a JWS of type {_TYPE} signed with {_ALGORITHM}, nothing else")
     try:
-        signer = trust.judge(_chain_pem(header.get("x5c")))
+        signer = trust.judge(_chain_pem(header.get("x5c")), purpose="client")
     except TrustError as error:
         raise PermitError(f"the permit's signer is not trusted: {error}") from error
     if signer.proxied:

@@ -8,14 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from certs.peer import GATEWAY, ROLES, Peer
+from certs.proxyinfo import Kind
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named access rule: the peer needs one of ``roles``; None opens it to every verified peer."""
+    """A named access rule: the peer needs one of ``roles``; None opens it to every verified peer.
+
+    ``proxies`` is the least that a proxy must hand on to pass: ``studies`` lets in proxies for named studies as well,
+    and then the route itself looks at ``Peer.proxy_policy``.
+    """
 
     name: str
     roles: frozenset[str] | None
+    proxies: Kind = "full"
 
     def __post_init__(self) -> None:
         unknown = (self.roles or frozenset()) - ROLES
@@ -23,7 +29,7 @@ class Rule:
             raise ValueError(f"rule {self.name}: unknown role {', '.join(sorted(unknown))}")
 
 
-OPEN_TO_VERIFIED = Rule("open-to-verified", None)
+OPEN_TO_VERIFIED = Rule("open-to-verified", None, proxies="studies")
 ANY_ROLE = Rule("any-role", ROLES)
 
 
@@ -37,6 +43,9 @@ class Decision:
 
 def decide(rule: Rule, peer: Peer) -> Decision:
     """Decide whether a verified peer may do what a rule guards."""
+    if not peer.proxy_policy.reaches(rule.proxies):
+        handed = f"the proxy of {peer.dn} hands on ({peer.proxy_policy.kind})"
+        return Decision(False, f"{rule.name} takes more than {handed}")
     if rule.roles is None:
         return Decision(True, "open to every verified peer")
     held = sorted(rule.roles & peer.roles)

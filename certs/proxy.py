@@ -12,17 +12,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from certs.credential import PROXY_CERT_INFO, end_entity, hands_on_all_rights, is_proxy
+from certs.credential import PROXY_CERT_INFO, end_entity, is_proxy
 from certs.dn import DN
 from certs.errors import CredentialError
+from certs.proxyinfo import FULL, ProxyCertInfo, build
+from certs.soundness import proxy_info
 from certs.trust import VerifiedChain
 
 MOST_BYTES = 128 * 1024
 _MOST_CERTS = 8
 # What stock tools make and accept; an EC key is signed by them, too, but older servers on the way refuse it.
 _KEY_BITS = 2048
-# SEQUENCE { SEQUENCE { OID id-ppl-inheritAll } } (RFC 3820 section 3.8); without it stock clients sign an old kind
-_INHERIT_ALL = bytes.fromhex("300c300a06082b06010505071501")
+# Without a ProxyCertInfo in the request stock clients sign an old kind
+_INHERIT_ALL = build(ProxyCertInfo(FULL))
 
 
 class Delegation:
@@ -44,8 +46,8 @@ class Delegation:
         """
         sent = _certificates(signed)
         proxy = sent[0]
-        if not is_proxy(proxy) or not hands_on_all_rights(proxy):
-            raise CredentialError("what was delegated is no proxy with all rights")
+        if not is_proxy(proxy) or proxy_info(proxy).policy.kind == "studies":
+            raise CredentialError("what was delegated is no proxy for transfers")
         if proxy.public_key() != self._key.public_key():
             raise CredentialError("the delegated proxy is for another key")
         # Stock clients send the proxy alone; the trust anchor at the chain's end is everybody's own

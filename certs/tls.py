@@ -293,6 +293,7 @@ def peer_of_chain(chain: VerifiedChain, gridmap: Gridmap) -> Peer:
         account=entry.account if entry else None,
         roles=entry.roles if entry else frozenset(),
         proxied=chain.proxied,
+        proxy_policy=chain.proxy_policy,
     )
 
 

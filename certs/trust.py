@@ -18,11 +18,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto
 
-from certs.credential import end_entity, hands_on_all_rights
+from certs.credential import end_entity
 from certs.dn import DN
 from certs.errors import CredentialError, TrustError
 from certs.files import Signature, signature_of
 from certs.log import get_log
+from certs.proxyinfo import FULL, ProxyPolicy
+from certs.soundness import Purpose, check_chain
 from certs.trustdir import may_sign, read_signing_policy
 
 _CA_FILE = re.compile(r"^[0-9a-f]{8}\.\d+$")
@@ -64,7 +66,8 @@ class VerifiedChain:
     """A chain that was verified, leaf first up to its trust anchor, with the identity in it.
 
     ``dn``, ``fingerprint`` and ``serial`` are those of the end-entity certificate, ``proxies`` is how many proxies of
-    it come first. ``links`` are the (issuer name in DER, serial) pairs to look up among the revoked.
+    it come first and ``proxy_policy`` what these hand on. ``links`` are the (issuer name in DER, serial) pairs to look
+    up among the revoked.
     """
 
     certs: tuple[x509.Certificate, ...]
@@ -74,6 +77,7 @@ class VerifiedChain:
     proxies: int
     links: tuple[tuple[bytes, int], ...]
     not_after: datetime
+    proxy_policy: ProxyPolicy = FULL
 
     @property
     def proxied(self) -> bool:
@@ -81,13 +85,13 @@ class VerifiedChain:
         return self.proxies > 0
 
     @classmethod
-    def of(cls, certs: tuple[x509.Certificate, ...]) -> VerifiedChain:
-        """Take over the certificates of a chain that OpenSSL has verified."""
+    def of(cls, certs: tuple[x509.Certificate, ...], *, purpose: Purpose | None = None) -> VerifiedChain:
+        """Take over the certificates of a chain that OpenSSL has verified, and judge what it does not.
+
+        ``purpose`` is to be checked unless a TLS handshake has. Raises CredentialError.
+        """
         entity = end_entity(certs)
-        if not all(hands_on_all_rights(cert) for cert in certs[: certs.index(entity)]):
-            raise CredentialError(
-                "the proxy restricts its rights in a way that is not understood here; make a full one"
-            )
+        policy = check_chain(certs, certs.index(entity), purpose=purpose)
         return cls(
             certs=certs,
             dn=DN.from_name(entity.subject),
@@ -96,6 +100,7 @@ class VerifiedChain:
             proxies=certs.index(entity),
             links=tuple((cert.issuer.public_bytes(), cert.serial_number) for cert in certs),
             not_after=min(cert.not_valid_after_utc for cert in certs),
+            proxy_policy=policy,
         )
 
 
@@ -195,19 +200,20 @@ class Trust:
         ends = [self._now.expiry[issuer] for issuer, _serial in chain.links if issuer in self._now.expiry]
         return min([chain.not_after, *ends]).timestamp()
 
-    def judge(self, chain_pem: bytes) -> VerifiedChain:
+    def judge(self, chain_pem: bytes, *, purpose: Purpose | None = None) -> VerifiedChain:
         """Verify a leaf-first PEM chain offline, with CRLs of every CA; proxies (RFC 3820) are accepted.
 
-        Raises TrustError with one sentence per finding.
+        ``purpose``: what the end entity must be meant for (extended key usage); None: anything. Raises TrustError with
+        one sentence per finding.
         """
         self.reload_if_changed()
         if self._closed:
             raise TrustError((_GONE,))
-        mark = hashlib.sha256(chain_pem).digest()
+        mark = hashlib.sha256(f"{purpose}\n".encode() + chain_pem).digest()
         known = self._judged.get(mark)
         if known is not None and self.refusal(known) is None:
             return known
-        chain = _verify(self._now.store, chain_pem)
+        chain = verify_offline(self._now.store, chain_pem, purpose=purpose)
         refusal = self.refusal(chain)
         if refusal is not None:
             raise TrustError((refusal,))
@@ -357,14 +363,15 @@ def _load_crl(path: Path) -> x509.CertificateRevocationList | None:
         return None
 
 
-def _verify(store: crypto.X509Store, chain_pem: bytes) -> VerifiedChain:
+def verify_offline(store: crypto.X509Store, chain_pem: bytes, *, purpose: Purpose | None = None) -> VerifiedChain:
+    """Verify a leaf-first PEM chain against a store with its flags and CRLs; raises TrustError."""
     try:
         sent = [crypto.X509.from_cryptography(cert) for cert in x509.load_pem_x509_certificates(chain_pem)]
     except ValueError as error:
         raise TrustError(("the chain is not PEM certificates",)) from error
     try:
         verified = crypto.X509StoreContext(store, sent[0], sent[1:]).get_verified_chain()
-        return VerifiedChain.of(tuple(cert.to_cryptography() for cert in verified))
+        return VerifiedChain.of(tuple(cert.to_cryptography() for cert in verified), purpose=purpose)
     except crypto.X509StoreContextError as error:
         subject = str(DN.from_name(error.certificate.to_cryptography().subject))
         raise TrustError((explain(int(error.errors[0]), str(error.errors[2]), subject),)) from error

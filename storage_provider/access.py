@@ -21,10 +21,17 @@ class AreaRules:
     by_role: Mapping[str, frozenset[str]]
 
     def decide(self, peer: Peer, verb: Verb, key: str, permit: Permit | None) -> Decision:
-        """Allow by role, or by a (verified) permit for this DN, verb and key; listing takes a role."""
-        for role in sorted(peer.roles):
+        """Allow by role, or by a (verified) permit for this DN, verb and key; listing takes a role.
+
+        A proxy for named studies has no role's rights: the catalog, which knows studies, signs it permits to read. A
+        limited one (RFC 3820 section 3.8, as Globus uses it: transfers) deletes nothing.
+        """
+        policy = peer.proxy_policy
+        for role in sorted(peer.roles) if policy.reaches("full" if verb == "delete" else "limited") else ():
             if verb in self.by_role.get(role, frozenset()):
                 return Decision(True, f"role {role} may {verb}")
+        if policy.kind == "studies" and verb != "read" or policy.kind == "limited" and verb == "delete":
+            return Decision(False, f"the proxy of {peer.dn} does not hand on the right to {verb}")
         if permit is None:
             return Decision(False, f"{peer.dn} may not {verb} here: no role allows it and there is no permit")
         if permit.dn != peer.dn:

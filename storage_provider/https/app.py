@@ -44,7 +44,7 @@ from storage_provider.wire import (
     UploadRequest,
 )
 
-AREA_RULES = Rule("area-rules", None)
+AREA_RULES = Rule("area-rules", None, proxies="studies")
 SPACE = Rule("storage-space", frozenset({GATEWAY, CATALOG, STORAGE, OPERATOR, MONITOR}))
 
 AreaPeer = Annotated[Peer, Depends(rule(AREA_RULES))]
