@@ -18,6 +18,7 @@ from certs.credential import Credential
 from certs.errors import CertsError
 from certs.log import configure
 from certs.peer import ROLES
+from certs.proxycli import proxy_group
 from certs.sshcli import ssh_group
 
 _PATH = click.Path(path_type=Path)
@@ -61,6 +62,7 @@ def main() -> None:
 
 
 main.add_command(ssh_group)
+main.add_command(proxy_group)
 
 
 @main.command()

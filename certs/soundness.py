@@ -27,6 +27,7 @@ LONGEST_PROXY = timedelta(hours=12)
 # Stock tools begin a proxy five minutes back, as we do
 _SKEW = timedelta(minutes=10)
 _RSA_BITS = 2048
+_SERIAL_BITS = 160
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512, hashes.SHA3_256, hashes.SHA3_384, hashes.SHA3_512)
 _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
@@ -71,6 +72,10 @@ def _strong_signature(cert: x509.Certificate) -> bool:
 
 
 def _check_entity(cert: x509.Certificate, purpose: Purpose | None) -> None:
+    if not 0 < cert.serial_number.bit_length() <= _SERIAL_BITS:  # RFC 5280 section 4.1.2.2
+        raise CredentialError(f"{_name(cert)}: its serial number is none that a CRL could name for sure")
+    if _extension(cert, x509.NameConstraints) is not None:  # RFC 5280 section 4.2.1.10
+        raise CredentialError(f"{_name(cert)}: carries name constraints, which only a CA may")
     usage = _extension(cert, x509.KeyUsage)
     if _is_ca(cert) or (usage is not None and usage.key_cert_sign):
         raise CredentialError(f"{_name(cert)}: is a CA and no end entity; issue a certificate for who uses it")
