@@ -6,7 +6,7 @@ signatures at its default security level, certificates of version 1 and CAs as e
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from cryptography import x509
@@ -72,7 +72,7 @@ def _strong_signature(cert: x509.Certificate) -> bool:
 
 
 def _check_entity(cert: x509.Certificate, purpose: Purpose | None) -> None:
-    if not 0 < cert.serial_number.bit_length() <= _SERIAL_BITS:  # RFC 5280 section 4.1.2.2
+    if cert.serial_number <= 0 or cert.serial_number.bit_length() > _SERIAL_BITS:  # RFC 5280 section 4.1.2.2
         raise CredentialError(f"{_name(cert)}: its serial number is none that a CRL could name for sure")
     if _extension(cert, x509.NameConstraints) is not None:  # RFC 5280 section 4.2.1.10
         raise CredentialError(f"{_name(cert)}: carries name constraints, which only a CA may")
@@ -95,8 +95,6 @@ def _check_proxies(proxies: tuple[x509.Certificate, ...]) -> ProxyPolicy:
     policy = FULL
     for above, proxy in enumerate(proxies):
         info = proxy_info(proxy)
-        if proxy.not_valid_after_utc - proxy.not_valid_before_utc > LONGEST_PROXY + _SKEW:
-            raise CredentialError("the proxy lasts longer than 12 hours; make a shorter one")
         if info.path_length is not None and above > info.path_length:
             raise CredentialError("a proxy was handed on more often than the proxy above it allows")
         usage = _extension(proxy, x509.KeyUsage)
@@ -104,6 +102,15 @@ def _check_proxies(proxies: tuple[x509.Certificate, ...]) -> ProxyPolicy:
             raise CredentialError("the proxy is no proxy that RFC 3820 section 3.4 and 3.7 know: it may sign others")
         policy = policy.within(info.policy)
     return policy
+
+
+def end_of(cert: x509.Certificate, *, proxy: bool) -> datetime:
+    """Return when a certificate ends (UTC); a proxy counts for twelve hours from its beginning, whatever it says.
+
+    Stock tools delegate for as long as their owner's certificate lasts, and cannot be asked for less.
+    """
+    ends = cert.not_valid_after_utc
+    return min(ends, cert.not_valid_before_utc + LONGEST_PROXY + _SKEW) if proxy else ends
 
 
 def proxy_info(proxy: x509.Certificate) -> ProxyCertInfo:

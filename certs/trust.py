@@ -24,7 +24,7 @@ from certs.errors import CredentialError, TrustError
 from certs.files import Signature, signature_of
 from certs.log import get_log
 from certs.proxyinfo import FULL, ProxyPolicy
-from certs.soundness import Purpose, check_chain
+from certs.soundness import Purpose, check_chain, end_of
 from certs.trustdir import may_sign, read_signing_policy
 
 _CA_FILE = re.compile(r"^[0-9a-f]{8}\.\d+$")
@@ -35,6 +35,7 @@ _DEEP_LOOK = 5.0
 _MOST_JUDGED = 256
 # A directory that is swapped for another is not there for a moment; one that stays away must not be believed (seconds)
 GRACE_SECONDS = 60.0
+_RUN_OUT = "a proxy of {subject} has run out, they count for twelve hours; have a new one made (dgis-certs proxy make)"
 _GONE = "nobody is trusted: the trust directory holds no CA certificate any more; its operator must put it back"
 
 log = get_log()
@@ -91,15 +92,16 @@ class VerifiedChain:
         ``purpose`` is to be checked unless a TLS handshake has. Raises CredentialError.
         """
         entity = end_entity(certs)
-        policy = check_chain(certs, certs.index(entity), purpose=purpose)
+        proxies = certs.index(entity)
+        policy = check_chain(certs, proxies, purpose=purpose)
         return cls(
             certs=certs,
             dn=DN.from_name(entity.subject),
             fingerprint=hashlib.sha256(entity.public_bytes(Encoding.DER)).hexdigest(),
             serial=entity.serial_number,
-            proxies=certs.index(entity),
+            proxies=proxies,
             links=tuple((cert.issuer.public_bytes(), cert.serial_number) for cert in certs),
-            not_after=min(cert.not_valid_after_utc for cert in certs),
+            not_after=min(end_of(cert, proxy=place < proxies) for place, cert in enumerate(certs)),
             proxy_policy=policy,
         )
 
@@ -182,7 +184,7 @@ class Trust:
         if not current.revoked.isdisjoint(chain.links):
             return explain(23, "", subject)
         if chain.not_after < moment:
-            return explain(10, "", subject)
+            return _RUN_OUT.format(subject=subject) if chain.proxied else explain(10, "", subject)
         for cert in chain.certs[chain.proxies :]:
             expiry = current.expiry.get(cert.issuer.public_bytes())
             if expiry is None or expiry <= moment:

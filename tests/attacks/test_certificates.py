@@ -267,7 +267,7 @@ def test_user_signs_a_certificate(site: SiteHome, door: str) -> None:
     parent, key = Credential(user.cert, user.key), ec.generate_private_key(ec.SECP256R1())
     signer = parent.private_key()
     assert isinstance(signer, rsa.RSAPrivateKey)
-    builder = x509.CertificateBuilder().subject_name(forge.named("catalog")).issuer_name(parent.chain()[0].subject)
+    builder = x509.CertificateBuilder().subject_name(forge.named("by-joe")).issuer_name(parent.chain()[0].subject)
     builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(NOW - timedelta(minutes=5)).not_valid_after(NOW + timedelta(hours=1))
     assert refused(door, forge.write("by-joe", key, (plain(builder).sign(signer, hashes.SHA256()), *parent.chain())))
@@ -283,6 +283,7 @@ def proxy(
     info: bytes | None = None,
     subject: x509.Name | None = None,
     life: timedelta = timedelta(hours=1),
+    age: timedelta = timedelta(minutes=5),
     critical: bool = True,
 ) -> IdentityConfig:
     """A proxy of joe as his own tools could make it, faults included."""
@@ -293,7 +294,7 @@ def proxy(
     named = subject or x509.Name([*cert.subject, x509.NameAttribute(NameOID.COMMON_NAME, "4711")])
     builder = x509.CertificateBuilder().subject_name(named).issuer_name(cert.subject).public_key(key.public_key())
     builder = builder.serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(NOW - timedelta(minutes=5)).not_valid_after(NOW + life)
+    builder = builder.not_valid_before(NOW - age).not_valid_after(NOW + life)
     value = x509.UnrecognizedExtension(PROXY_CERT_INFO, info or proxyinfo.build(ProxyCertInfo(proxyinfo.FULL)))
     builder = builder.add_extension(value, critical=critical)
     builder = builder.add_extension(usage(digital_signature=True, key_cert_sign=False), critical=True)
@@ -309,8 +310,10 @@ def test_a_proxy_that_is_good(site: SiteHome, door: str) -> None:
 
 
 def test_long_proxy(site: SiteHome, door: str) -> None:
-    """A proxy that lasts longer than twelve hours -> refused."""
-    assert refused(door, proxy(site, "week.proxy", life=timedelta(days=7)))
+    """A proxy that is to last for a week, twelve hours after it was made -> refused."""
+    week = timedelta(days=7)
+    assert not refused(door, proxy(site, "new-week.proxy", life=week))
+    assert refused(door, proxy(site, "week.proxy", life=week, age=timedelta(hours=12, minutes=11)))
 
 
 def test_three_proxies(site: SiteHome, door: str) -> None:
