@@ -81,14 +81,15 @@ def load_toml(path: Path, model: type[ModelT]) -> ModelT:
     try:
         return model.model_validate(data, context={"base": path.absolute().parent})
     except ValidationError as error:
-        raise _explain(path, model, error) from None
+        raise explain(path, model, error) from None
 
 
 def _reason(error: Exception) -> str:
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else "it is not UTF-8"
 
 
-def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> ConfigError:
+def explain(path: Path, model: type[BaseModel], error: ValidationError) -> ConfigError:
+    """Turn what pydantic found into an error that names file, table and key of every mistake; values are not repeated."""
     details = error.errors(include_url=False, include_input=False)
     lines = [_sentence(path, model, detail) for detail in details]
     table, key = _place(details[0]["loc"])
