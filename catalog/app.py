@@ -16,8 +16,18 @@ from pydantic_core import to_json
 from starlette.concurrency import iterate_in_threadpool
 
 from catalog import wire
-from catalog.errors import CatalogError, CatalogRefused, CatalogUnavailable, UnknownSubject, UnsupportedQuery
+from catalog.access import Access
+from catalog.errors import (
+    CatalogError,
+    CatalogForbidden,
+    CatalogRefused,
+    CatalogUnavailable,
+    UnknownSubject,
+    UnsupportedQuery,
+)
 from catalog.metrics import CatalogMetrics
+from catalog.policyroutes import add_policy_routes
+from catalog.policyservice import PolicyService
 from catalog.service import CatalogService
 from catalog.store import Store
 from catalog.store.database import BadData
@@ -27,19 +37,22 @@ from certs.credential import Credential
 from certs.https.problem import ProblemError
 from certs.https.server import add_check, create_app, rule
 from certs.log import get_log
-from certs.peer import CATALOG, GATEWAY, OPERATOR, Peer
+from certs.peer import CATALOG, GATEWAY, OPERATOR, USER, Peer
 from certs.policy import ANY_ROLE, Rule
 
 log = get_log()
 
 T = TypeVar("T")
 WRITE = Rule("catalog-write", frozenset({GATEWAY}))
-READ = Rule("catalog-read", frozenset({GATEWAY, OPERATOR}))
+# What users may see is the policy's to say: without one, nothing
+READ = Rule("catalog-read", frozenset({GATEWAY, OPERATOR, USER}), proxies="studies")
+CONFLICTS = Rule("catalog-conflicts", frozenset({GATEWAY, OPERATOR}))
 ADMIN = Rule("catalog-admin", frozenset({OPERATOR}))
-PERMIT = Rule("catalog-permit", frozenset({GATEWAY, OPERATOR}))
+PERMIT = Rule("catalog-permit", frozenset({GATEWAY, OPERATOR, USER}), proxies="studies")
 FEED = Rule("catalog-feed", frozenset({GATEWAY, CATALOG, OPERATOR}))
 Writer = Annotated[Peer, Depends(rule(WRITE))]
 Reader = Annotated[Peer, Depends(rule(READ))]
+Settler = Annotated[Peer, Depends(rule(CONFLICTS))]
 Operator = Annotated[Peer, Depends(rule(ADMIN))]
 Asker = Annotated[Peer, Depends(rule(PERMIT))]
 Follower = Annotated[Peer, Depends(rule(FEED))]
@@ -64,10 +77,11 @@ class _Threads:
         return await anyio.to_thread.run_sync(call, limiter=self._writes)
 
 
-def build(store: Store, identity: IdentityConfig, *, version: str) -> FastAPI:
+def build(store: Store, identity: IdentityConfig, *, version: str, policy_required: bool = False) -> FastAPI:
     """Make the application of a catalog whose store has its schema."""
     registry = CollectorRegistry()
-    service = CatalogService(store, Credential(identity.cert, identity.key), CatalogMetrics(registry))
+    access = Access(store, required=policy_required)
+    service = CatalogService(store, Credential(identity.cert, identity.key), CatalogMetrics(registry), access)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -80,12 +94,14 @@ def build(store: Store, identity: IdentityConfig, *, version: str) -> FastAPI:
     app = create_app(title="dgis catalog", version=version, identity=identity, metrics_registry=registry,
                      lifespan=lifespan)
     add_check(app, "database", service.check)
+    add_check(app, "policy", access.check)
     threads = _Threads()
     _answer_errors(app)
     _registry_routes(app, service, threads)
     _query_routes(app, service, threads)
     _operator_routes(app, service, threads)
     _place_routes(app, service, threads)
+    add_policy_routes(app, PolicyService(store, access), threads)
     return app
 
 
@@ -100,7 +116,7 @@ def _registry_routes(app: FastAPI, service: CatalogService, threads: _Threads) -
 
     @app.post("/v1/permits", summary="Have a permit for a storage element signed")
     async def permits(request: wire.PermitRequest, peer: Asker) -> wire.PermitReply:
-        return await threads.read(lambda: service.permit(request, actor=_actor(peer), roles=peer.roles))
+        return await threads.read(lambda: service.permit(request, peer))
 
     @app.get("/v1/changes", summary="Read the change feed")
     async def changes(
@@ -115,24 +131,24 @@ def _query_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> N
     @app.post("/v1/query", summary="Find patients, studies, series or instances", responses=_STREAMED,
               response_class=StreamingResponse)
     async def query(query: wire.Query, peer: Reader) -> Response:
-        rows = await threads.read(service.query, query)
+        rows = await threads.read(service.query, query, peer)
         return StreamingResponse(iterate_in_threadpool(_pieces(map(_row, rows))), media_type=_NDJSON)
 
     @app.post("/v1/locate", summary="Find instances and their copies", responses=_STREAMED,
               response_class=StreamingResponse)
     async def locate(request: wire.LocateRequest, peer: Reader) -> Response:
-        found = await threads.read(service.locate, request)
+        found = await threads.read(service.locate, request, peer)
         return StreamingResponse(iterate_in_threadpool(_pieces(_located(found))), media_type=_NDJSON)
 
 
 def _operator_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> None:
     @app.post("/v1/retire", summary="Take instances out of the catalog")
     async def retire(request: wire.RetireRequest, peer: Operator) -> wire.RetireReply:
-        return await threads.write(lambda: service.retire(request, actor=_actor(peer)))
+        return await threads.write(lambda: service.retire(request, peer))
 
     @app.get("/v1/conflicts", summary="List conflicts")
     async def conflicts(
-        peer: Reader,
+        peer: Settler,
         state: Annotated[Literal["open", "kept_first", "replaced", "reported"] | None, Query()] = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     ) -> list[wire.Conflict]:
@@ -142,7 +158,7 @@ def _operator_routes(app: FastAPI, service: CatalogService, threads: _Threads) -
     async def resolve(
         conflict_id: Annotated[str, Path(max_length=64)], request: wire.ResolveRequest, peer: Operator
     ) -> wire.Conflict:
-        return await threads.write(lambda: service.resolve(conflict_id, request, actor=_actor(peer)))
+        return await threads.write(lambda: service.resolve(conflict_id, request, peer))
 
 
 def _place_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> None:
@@ -153,13 +169,13 @@ def _place_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> N
     @app.put("/v1/storage-elements/{name}", summary="Add or replace a storage element", status_code=204)
     async def put_storage_element(name: str, element: wire.StorageElement, peer: Operator) -> None:
         _same_name(name, element.name)
-        await threads.write(lambda: service.store.put_storage_element(element))
+        await threads.write(lambda: service.put_element(element, peer))
 
     @app.delete("/v1/storage-elements/{name}", summary="Take a storage element out")
     async def remove_storage_element(
         name: Annotated[str, Path(max_length=200)], peer: Operator, lost: Annotated[bool, Query()] = False
     ) -> wire.RemovedReply:
-        return await threads.write(lambda: service.remove_element(name, lost=lost, actor=_actor(peer)))
+        return await threads.write(lambda: service.remove_element(name, peer, lost=lost))
 
     @app.get("/v1/sites", summary="List the sites")
     async def sites(peer: Member) -> list[wire.Site]:
@@ -168,16 +184,12 @@ def _place_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> N
     @app.put("/v1/sites/{name}", summary="Add or replace a site", status_code=204)
     async def put_site(name: str, site: wire.Site, peer: Operator) -> None:
         _same_name(name, site.name)
-        await threads.write(lambda: service.store.put_site(site))
+        await threads.write(lambda: service.put_site(site, peer))
 
 
 def _same_name(path: str, body: str) -> None:
     if path != body:
         raise ProblemError(422, "not-valid", "the name in the body is not the one in the path")
-
-
-def _actor(peer: Peer) -> str:
-    return peer.acting_for or str(peer.dn)
 
 
 def _row(row: wire.Row | End) -> bytes:
@@ -215,6 +227,7 @@ def _answer_errors(app: FastAPI) -> None:
         (UnknownSubject, 404, "no-such-subject"),
         (UnsupportedQuery, 422, "unsupported-query"),
         (BadData, 422, "not-valid"),
+        (CatalogForbidden, 403, "not-permitted"),
         (CatalogRefused, 409, "refused"),
         (CatalogUnavailable, 503, "database-unavailable"),
     ]

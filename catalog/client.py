@@ -19,14 +19,29 @@ from urllib.parse import quote
 import urllib3
 from pydantic import ValidationError
 
-from catalog.errors import CatalogError, CatalogIncomplete, CatalogRefused, CatalogUnavailable
+from catalog.errors import (
+    CatalogError,
+    CatalogForbidden,
+    CatalogIncomplete,
+    CatalogRefused,
+    CatalogUnavailable,
+    UnknownSubject,
+)
 from catalog.wire import (
+    BreakGlassRequest,
     Change,
     Conflict,
+    LabelReply,
+    LabelRequest,
     Located,
     LocateRequest,
     PermitReply,
     PermitRequest,
+    PolicyAnswer,
+    PolicyPut,
+    PolicyQuestion,
+    PolicyText,
+    PolicyVersion,
     Query,
     RegisterBatch,
     RegisterReply,
@@ -39,6 +54,8 @@ from catalog.wire import (
     RetireReply,
     RetireRequest,
     Row,
+    Share,
+    ShareRequest,
     Site,
     StorageElement,
     Wire,
@@ -157,6 +174,48 @@ class CatalogClient:
         """Add or replace a site."""
         self._call("PUT", f"/v1/sites/{quote(site.name, safe='')}", site.model_dump(mode="json"))
 
+    def policy(self, version: int | None = None) -> PolicyText | None:
+        """Read the policy in force, or one of its versions; None when there is none."""
+        path = "/v1/policy" if version is None else f"/v1/policy/versions/{version}"
+        try:
+            return _parsed(PolicyText, self._call("GET", path))
+        except UnknownSubject:
+            return None
+
+    def put_policy(self, text: str, *, follows: int | None = None) -> PolicyVersion:
+        """Put a policy in force. Raises CatalogRefused saying what is wrong with it."""
+        body = PolicyPut(text=text, follows=follows).model_dump(mode="json")
+        return _parsed(PolicyVersion, self._call("PUT", "/v1/policy", body))
+
+    def policy_versions(self) -> list[PolicyVersion]:
+        """List the versions of the policy, newest first."""
+        return [_parsed(PolicyVersion, one) for one in self._call("GET", "/v1/policy/versions")]
+
+    def check_policy(self, question: PolicyQuestion) -> PolicyAnswer:
+        """Ask who may do what, and why."""
+        return _parsed(PolicyAnswer, self._call("POST", "/v1/policy/check", question.model_dump(mode="json")))
+
+    def share(self, request: ShareRequest) -> Share:
+        """Share a study with an actor or a group."""
+        return _parsed(Share, self._call("POST", "/v1/shares", request.model_dump(mode="json")))
+
+    def unshare(self, share_id: str) -> None:
+        """End a share at once."""
+        self._call("DELETE", f"/v1/shares/{quote(share_id, safe='')}")
+
+    def shares(self, study_uid: str | None = None) -> list[Share]:
+        """List the shares that count now, of one study or of all."""
+        params: dict[str, str | int | list[str]] = {} if study_uid is None else {"study": study_uid}
+        return [_parsed(Share, one) for one in self._call("GET", "/v1/shares", params=params)]
+
+    def label(self, request: LabelRequest) -> LabelReply:
+        """Change the labels of a study."""
+        return _parsed(LabelReply, self._call("POST", "/v1/labels", request.model_dump(mode="json")))
+
+    def break_glass(self, request: BreakGlassRequest) -> list[Share]:
+        """Open a study that no grant shows."""
+        return [_parsed(Share, one) for one in self._call("POST", "/v1/break-glass", request.model_dump(mode="json"))]
+
     def health(self) -> dict[str, Any]:
         """Read the service's health report; CatalogUnavailable when it is not well."""
         report = self._call("GET", "/health")
@@ -273,7 +332,10 @@ def _twice(call: Callable[[], T]) -> T:
     except Unanswered as error:
         raise CatalogUnavailable(f"the catalog did not answer: {error}") from error
     except Answered as error:
-        kind = CatalogRefused if error.permanent else CatalogUnavailable
+        if not error.permanent:
+            raise CatalogUnavailable(f"the catalog said no: {error}") from error
+        slug = error.problem_type.rpartition(":")[2]
+        kind = {"not-permitted": CatalogForbidden, "no-such-subject": UnknownSubject}.get(slug, CatalogRefused)
         raise kind(f"the catalog said no: {error}") from error
 
 

@@ -22,6 +22,12 @@ class NameConfig(Table):
     name: str = Field(default="catalog", min_length=1, max_length=200)
 
 
+class PolicyConfig(Table):
+    """`[policy]`: with `required`, nobody may do anything before the VO's first policy is put in force."""
+
+    required: bool = False
+
+
 class CatalogConfig(Table):
     """The whole file."""
 
@@ -29,6 +35,7 @@ class CatalogConfig(Table):
     identity: IdentityConfig
     database: DatabaseConfig
     catalog: NameConfig
+    policy: PolicyConfig = PolicyConfig()
     log: LogConfig = LogConfig()
 
 

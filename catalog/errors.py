@@ -23,6 +23,10 @@ class CatalogRefused(CatalogError):
     """The catalog answered no: the same request will be refused again."""
 
 
+class CatalogForbidden(CatalogRefused):
+    """The VO's policy does not allow it; the text says why."""
+
+
 class CatalogIncomplete(CatalogError):
     """A streamed answer stopped before its end marker: the rows so far are right, but there may be more."""
 

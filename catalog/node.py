@@ -38,7 +38,7 @@ def serve(config: CatalogConfig, *, ready: Callable[[str], None] | None = None) 
     """Run the service until SIGTERM; `ready` is told its URL."""
     configure(config.catalog.name, config.log.level, config.log.format)
     with opened(config) as store:
-        app = build(store, config.identity, version=version("dgis"))
+        app = build(store, config.identity, version=version("dgis"), policy_required=config.policy.required)
         settle_memory()
         serve_https(app, config.server, config.identity, ready=ready)
 

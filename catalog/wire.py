@@ -19,10 +19,14 @@ from catalog.keys import Level
 MAX_BATCH = 1000  # instances in one register request
 _HEADER_LIMIT = 1024 * 1024  # no honest header inflates beyond this (the cap at the source is 64 KiB)
 
+MOST_LABELS = 100  # of one study
+
+ShareKind = Literal["share", "break_glass"]
 ReplicaKind = Literal["object", "spool"]
 ReplicaState = Literal["verified", "spooled", "suspect", "lost"]
 ConflictKind = Literal["content", "syntax", "patient"]
 ConflictState = Literal["open", "kept_first", "replaced", "reported"]
+Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Row = dict[str, str | int | list[str] | None]
 
 
@@ -98,8 +102,12 @@ class InstanceRecord(Wire):
 
 
 class RegisterBatch(Wire):
-    """1 to 1000 instances, answered in the same order."""
+    """1 to 1000 instances, answered in the same order. `site` is that of the DGIS which received them.
 
+    The policy's scopes look at the site; without one it is the catalog's own.
+    """
+
+    site: str = Field(default="", max_length=200)
     instances: tuple[InstanceRecord, ...] = Field(min_length=1, max_length=MAX_BATCH)
 
 
@@ -162,8 +170,12 @@ class PatientKey(Wire):
 
 
 class LocateRequest(Wire):
-    """Which instances to locate: a union inside each list, the intersection of the lists that are not empty."""
+    """Which instances to locate: a union inside each list, the intersection of the lists that are not empty.
 
+    `purpose` "commit" is a gateway's: whoever may store asks through it what became of its own, and sees nothing.
+    """
+
+    purpose: Literal["retrieve", "commit"] = "retrieve"
     patients: tuple[PatientKey, ...] = Field(default=(), max_length=10_000)
     studies: tuple[str, ...] = Field(default=(), max_length=200_000)
     series: tuple[str, ...] = Field(default=(), max_length=200_000)
@@ -326,3 +338,88 @@ class Change(Wire):
     subject: str
     at: datetime
     payload: Mapping[str, str | int | bool | None]
+
+
+class PolicyText(Wire):
+    """A version of the VO's policy (TOML; see docs/policy.md)."""
+
+    version: int
+    text: str
+    made_at: datetime
+    made_by: str
+
+
+class PolicyVersion(Wire):
+    """One entry of the policy's history."""
+
+    version: int
+    made_at: datetime
+    made_by: str
+
+
+class PolicyPut(Wire):
+    """A policy to put in force; `follows` is the version that it was made from (0: there was none), None: whichever."""
+
+    text: str = Field(max_length=256 * 1024)
+    follows: int | None = Field(default=None, ge=0)
+
+
+class PolicyQuestion(Wire):
+    """May this actor do this action, with this study? Without a study: is there any with which it may."""
+
+    actor: str = Field(min_length=1, max_length=2048)
+    action: str = Field(min_length=1, max_length=64)
+    study_uid: str | None = Field(default=None, max_length=64)
+
+
+class PolicyAnswer(Wire):
+    """The answer, the grant that gives the right, and why, in one paragraph. `version` is that of the policy."""
+
+    allowed: bool
+    grant: str | None
+    text: str
+    version: int
+
+
+class Share(Wire):
+    """A study that is open to an actor, or a group (group:NAME), until a moment: shared, or by a broken glass."""
+
+    id: str = ""
+    study_uid: str
+    kind: ShareKind = "share"
+    grantee: str
+    until: datetime
+    reason: str = ""
+    made_at: datetime | None = None
+    made_by: str = ""
+
+
+class ShareRequest(Wire):
+    """Share a study with an actor or a group for some days."""
+
+    study_uid: str = Field(min_length=1, max_length=64)
+    grantee: str = Field(min_length=1, max_length=2048)
+    days: int = Field(default=30, ge=1, le=3660)
+    reason: str = Field(default="", max_length=1000)
+
+
+class LabelRequest(Wire):
+    """Put labels on a study, or take them off; none changes nothing and tells which there are."""
+
+    study_uid: str = Field(min_length=1, max_length=64)
+    add: tuple[Label, ...] = Field(default=(), max_length=MOST_LABELS)
+    remove: tuple[Label, ...] = Field(default=(), max_length=MOST_LABELS)
+
+
+class LabelReply(Wire):
+    """The labels that a study has now."""
+
+    labels: tuple[str, ...]
+
+
+class BreakGlassRequest(Wire):
+    """Open a study for oneself without a grant, and say why; `also` is an AE of one's own group that is to see it."""
+
+    study_uid: str = Field(min_length=1, max_length=64)
+    reason: str = Field(min_length=10, max_length=1000)
+    also: str | None = Field(default=None, max_length=100, pattern=r"^ae:.+@.+$")

@@ -89,7 +89,7 @@ def _reason(error: Exception) -> str:
 
 
 def explain(path: Path, model: type[BaseModel], error: ValidationError) -> ConfigError:
-    """Turn what pydantic found into an error that names file, table and key of every mistake; values are not repeated."""
+    """Turn what pydantic found into an error that names file, table and key of each mistake, and repeats no value."""
     details = error.errors(include_url=False, include_input=False)
     lines = [_sentence(path, model, detail) for detail in details]
     table, key = _place(details[0]["loc"])

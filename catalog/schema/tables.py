@@ -142,6 +142,37 @@ study_sop_classes = Table(
     _count("n_instances"),
     Index("ix_study_sop_classes_sop_class_uid", "sop_class_uid", "study_fk"),
 )
+# What scopes of the VO's policy look at and no header holds: kind is site (whose DGIS received it) or label.
+# By UID: they outlast a study that is filed anew when a conflict is settled or the catalog is reindexed.
+study_facts = Table(
+    "study_facts",
+    metadata,
+    Column("study_uid", text(), primary_key=True),
+    Column("kind", text(), primary_key=True),
+    Column("value", text(), primary_key=True),
+)
+shares = Table(
+    "shares",
+    metadata,
+    _id(),
+    Column("share_id", text(), nullable=False, unique=True),
+    Column("study_uid", text(), nullable=False),
+    Column("kind", text(), nullable=False),  # share | break_glass
+    Column("grantee", text(), nullable=False),  # an actor, or group:NAME
+    Column("until", big(), nullable=False),
+    Column("reason", text(), nullable=False),
+    Column("made_at", big(), nullable=False),
+    Column("made_by", text(), nullable=False),
+    Index("ix_shares_study_uid", "study_uid", "kind", "grantee"),
+)
+policies = Table(
+    "policies",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("text", text(), nullable=False),
+    Column("made_at", big(), nullable=False),
+    Column("made_by", text(), nullable=False),
+)
 series = Table(
     "series",
     metadata,

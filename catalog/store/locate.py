@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, or_, select, true
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, func, or_, select, true
 
 from catalog.errors import UnsupportedQuery
 from catalog.prepare import EPOCH
 from catalog.schema.tables import instances, objects, patients, replicas, series, studies
 from catalog.store.database import MOST_ALTERNATIVES, Database
 from catalog.store.records import object_ref
+from catalog.store.visible import Visible
 from catalog.text import INDEXED_LENGTH, clean
 from catalog.wire import Located, LocateRequest, PatientKey, ReplicaRef
 
@@ -21,19 +22,21 @@ _PAGE = 500
 _FILED = instances.join(series, instances.c.series_fk == series.c.id).join(studies, series.c.study_fk == studies.c.id)
 
 
-def run(database: Database, request: LocateRequest) -> Iterator[Located]:
+def run(database: Database, request: LocateRequest, seen: Visible | None = None) -> Iterator[Located]:
     """Find the instances now; give an iterator that reads them and their copies page by page.
+
+    `seen` is what the caller may have of all that is there; None: everything.
 
     Raises:
         UnsupportedQuery: the request names nothing at all.
     """
-    statement = ids_statement(database, request)
+    statement = ids_statement(database, request, seen)
     with database.reading() as connection:
         found = array("q", connection.execute(statement).scalars())
     return _pages(database, found)
 
 
-def ids_statement(database: Database, request: LocateRequest) -> Select[Any]:
+def ids_statement(database: Database, request: LocateRequest, seen: Visible | None = None) -> Select[Any]:
     """Build the statement that finds the instances: a union inside each list, the intersection of the lists."""
     conditions: list[ColumnElement[bool]] = []
     for column, values in ((studies.c.study_uid, request.studies), (series.c.series_uid, request.series),
@@ -44,15 +47,32 @@ def ids_statement(database: Database, request: LocateRequest) -> Select[Any]:
         conditions.append(_patients(database, request.patients))
     if not conditions:
         raise UnsupportedQuery("locate needs at least one patient, study, series or instance")
+    if seen is not None:
+        conditions.append(seen(studies))
     # Only the tables that are named: each other one would be a page read for every instance
     source: FromClause = instances
     if request.patients:
         source = _FILED.join(patients, studies.c.patient_fk == patients.c.id)
-    elif request.studies:
+    elif request.studies or seen is not None:
         source = _FILED
     elif request.series:
         source = instances.join(series, instances.c.series_fk == series.c.id)
     return select(instances.c.id).select_from(source).where(*conditions)
+
+
+def hidden(
+    database: Database, connection: Connection, seen: Visible | None, keys: Sequence[str], uids: Sequence[str]
+) -> int:
+    """Count how many of these object keys and SOP Instance UIDs are not there for who may see `seen`."""
+    missing = 0
+    for column, values in ((objects.c.object_key, keys), (instances.c.instance_uid, uids)):
+        if values:
+            wanted = {clean(value) for value in values}
+            source = _FILED.join(objects, instances.c.object_fk == objects.c.id)
+            conditions = [database.among(column, list(wanted)), *([] if seen is None else [seen(studies)])]
+            found = select(func.count()).select_from(source).where(*conditions)
+            missing += len(wanted) - int(connection.execute(found).scalar_one())
+    return missing
 
 
 def _patients(database: Database, wanted: Sequence[PatientKey]) -> ColumnElement[bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, false, or_, select
+from sqlalchemy import ColumnElement, FromClause, and_, false, func, or_, select
 
 from catalog.errors import UnsupportedQuery
 from catalog.header import number_text
@@ -20,6 +20,7 @@ from catalog.schema.tables import (
     study_sop_classes,
 )
 from catalog.store.database import MOST_ALTERNATIVES, Database
+from catalog.store.visible import Visible
 from catalog.text import INDEXED_LENGTH, clean, name_key
 from catalog.wire import Match, Query
 
@@ -40,8 +41,9 @@ _AFTER = "\U0010ffff"  # sorts after every character: closes the range of a pref
 class Matching:
     """Build conditions for one query."""
 
-    def __init__(self, database: Database, query: Query) -> None:
-        self._database, self._query = database, query
+    def __init__(self, database: Database, query: Query, seen: Visible | None = None) -> None:
+        """`seen` is what the caller may see; None: everything."""
+        self._database, self._query, self._seen = database, query, seen
         self.top = query.level  # the highest level whose table the conditions name
         self.named: Condition | None = None  # a condition on `patient_names`, for which the caller joins that table
         self._below: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
@@ -53,8 +55,27 @@ class Matching:
             UnsupportedQuery: a match names an attribute that cannot be matched at this level.
         """
         self._below, self.named = {level: [] for level in LEVELS}, None
-        found = [*(self._one(match) for match in self._query.matches), self._from_below()]
+        found = [*(self._one(match) for match in self._query.matches), self._may_be_seen(), self._from_below()]
         return [condition for condition in found if condition is not None]
+
+    def count(self, keyword: str) -> ColumnElement[Any]:
+        """Give the expression of a count; one of a patient counts what the caller may see only."""
+        owner, column = COUNTS[keyword]
+        self._reach(owner)
+        if owner != "PATIENT" or self._seen is None:
+            return TABLES[owner].c[column]
+        inner = studies.alias()
+        what = func.count() if column == "n_studies" else func.coalesce(func.sum(inner.c[column]), 0)
+        mine = select(what).where(inner.c.patient_fk == patients.c.id, self._seen(inner))
+        return mine.correlate(patients).scalar_subquery()
+
+    def seen(self, of: FromClause) -> list[Condition]:
+        """Build the condition that `studies`, or an alias of it, may be seen; none when everything may."""
+        return [] if self._seen is None else [self._seen(of)]
+
+    def _may_be_seen(self) -> Condition | None:
+        """A patient is seen by a study of theirs that is, and what matches below must be of that one."""
+        return None if self._seen is None else self._at("STUDY", self._seen(studies))
 
     def on_series(self, keyword: str) -> list[Condition]:
         """Build the conditions that the query puts on a series attribute asked for at STUDY level."""
@@ -68,9 +89,7 @@ class Matching:
         if keyword in ("ModalitiesInStudy", "SOPClassesInStudy") or (keyword == "Modality" and level == "STUDY"):
             return self._summary(match)
         if keyword in COUNTS and level in DERIVED[keyword]:
-            owner, column = COUNTS[keyword]
-            self._reach(owner)
-            return self._number_in(TABLES[owner].c[column], match.values)
+            return self._number_in(self.count(keyword), match.values)
         if keyword == "AvailableTransferSyntaxUID" and level == "IMAGE":
             return self._simple(instances.c.transfer_syntax_uid, match)
         if keyword in MOMENTS and match.op == "range":

@@ -23,6 +23,7 @@ from catalog.schema.tables import (
 )
 from catalog.store.database import Database
 from catalog.store.matching import COUNTS, TABLES, Matching
+from catalog.store.visible import Visible
 from catalog.wire import Query, Row
 
 _FIRST_PAGE, _PAGE = 20, 500
@@ -36,8 +37,10 @@ class End:
     truncated: bool
 
 
-def run(database: Database, query: Query) -> Iterator[Row | End]:
+def run(database: Database, query: Query, seen: Visible | None = None) -> Iterator[Row | End]:
     """Find the matching entities now; give an iterator of their rows, one per entity, and an End.
+
+    `seen` is what the caller may see of all that is there; None: everything.
 
     Which entities match is what one transaction saw. It may still be reading when this returns, in a thread of its
     own: what the first page needs is found first. An entity that is retired while its page is waited for is left out.
@@ -45,7 +48,7 @@ def run(database: Database, query: Query) -> Iterator[Row | End]:
     Raises:
         UnsupportedQuery: at once, before any row.
     """
-    matching = Matching(database, query)
+    matching = Matching(database, query, seen)
     statement = ids_statement(matching, query)
     with ExitStack() as transaction:
         connection = transaction.enter_context(database.reading())
@@ -206,9 +209,8 @@ class _Columns:
 
     def _derived(self, keyword: str) -> ColumnElement[Any] | None:
         if keyword in COUNTS and LEVELS.index(COUNTS[keyword][0]) <= LEVELS.index(self._level):
-            owner, column = COUNTS[keyword]
-            self._reach(owner)
-            return TABLES[owner].c[column]
+            self._reach(COUNTS[keyword][0])
+            return self._matching.count(keyword)
         alias = "ModalitiesInStudy" if keyword == "Modality" and self._level == "STUDY" else keyword
         if alias in ("ModalitiesInStudy", "SOPClassesInStudy") and self._level != "PATIENT":
             self._reach("STUDY")
@@ -237,7 +239,7 @@ class _Columns:
             return exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == studies.c.id,
                                   at).correlate(studies)
         return exists().where(series_placements.c.series_fk == inner.c.id, inner.c.study_fk == outer.c.id,
-                              outer.c.patient_fk == patients.c.id, at).correlate(patients)
+                              outer.c.patient_fk == patients.c.id, at, *self._matching.seen(outer)).correlate(patients)
 
     def _reach(self, level: Level) -> None:
         if LEVELS.index(level) < LEVELS.index(self.top):

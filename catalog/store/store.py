@@ -9,26 +9,32 @@ from sqlalchemy import Connection
 from catalog.errors import SchemaMismatch
 from catalog.prepare import Prepared
 from catalog.schema import migrate
-from catalog.store import admin, conflicts, feed, locate, retire, search
+from catalog.store import admin, conflicts, feed, locate, policies, retire, search
 from catalog.store.copies import Copies
 from catalog.store.database import Database
 from catalog.store.feed import Feed
 from catalog.store.filing import Filing
 from catalog.store.register import Registration
 from catalog.store.reindex import reindex_page
+from catalog.store.visible import View, facts_of, note_site, relabel, visible
 from catalog.wire import (
     Change,
     Conflict,
     Located,
     LocateRequest,
+    PolicyText,
+    PolicyVersion,
     Query,
     RefusedChange,
     RegisterResult,
     ReplicaChange,
     Row,
+    Share,
+    ShareKind,
     Site,
     StorageElement,
 )
+from certs.vo.policy import StudyFacts
 
 
 class Store:
@@ -63,11 +69,15 @@ class Store:
         """Let go of every connection."""
         self._database.close()
 
-    def register(self, batch: Sequence[Prepared]) -> list[RegisterResult]:
-        """Register prepared records; raises BadData when the database refuses a value of any of them."""
+    def register(self, batch: Sequence[Prepared], *, site: str = "") -> list[RegisterResult]:
+        """Register prepared records of a site's DGIS; without one they count as of the catalog's own.
+
+        Raises BadData when the database refuses a value of any of them.
+        """
         with self._database.writing() as connection:
             events = self._feed(connection)
             results = Registration(self._database, connection, events).run(batch)
+            note_site(self._database, connection, [one.study_uid for one in batch], site or self._site)
             events.flush()
         return results
 
@@ -114,13 +124,84 @@ class Store:
         with self._database.reading() as connection:
             return admin.instance_count(connection)
 
-    def query(self, query: Query) -> Iterator[Row | search.End]:
-        """Yield the matching rows, then one End. A slow caller holds no transaction open (see `search.run`)."""
-        return search.run(self._database, query)
+    def query(self, query: Query, view: View | None = None) -> Iterator[Row | search.End]:
+        """Yield the matching rows that a view shows, then one End.
 
-    def locate(self, request: LocateRequest) -> Iterator[Located]:
-        """Yield the instances asked for, with their copies."""
-        return locate.run(self._database, request)
+        A slow caller holds no transaction open (see `search.run`). Without a view everything is shown.
+        """
+        return search.run(self._database, query, visible(self._database, view, now=_now()))
+
+    def locate(self, request: LocateRequest, view: View | None = None) -> Iterator[Located]:
+        """Yield the instances asked for that a view shows, with their copies."""
+        return locate.run(self._database, request, visible(self._database, view, now=_now()))
+
+    def hidden(self, view: View, *, keys: Sequence[str] = (), instances: Sequence[str] = ()) -> int:
+        """Count how many of these (object keys, SOP Instance UIDs) are not there for a view."""
+        with self._database.reading() as connection:
+            return locate.hidden(self._database, connection, visible(self._database, view, now=_now()), keys, instances)
+
+    def facts_of(self, study_uid: str) -> StudyFacts:
+        """Read what the policy's scopes look at of a study. Raises UnknownSubject."""
+        with self._database.reading() as connection:
+            return facts_of(connection, study_uid, now=_now())
+
+    def relabel(self, study_uid: str, *, add: frozenset[str], remove: frozenset[str]) -> frozenset[str]:
+        """Change a study's labels; gives those that it has then. Raises CatalogRefused for too many."""
+        with self._database.writing() as connection:
+            events = self._feed(connection)
+            labels = relabel(connection, study_uid, add=add, remove=remove)
+            events.add("labels", study_uid, {"labels": " ".join(sorted(labels))})
+            events.flush()
+        return labels
+
+    def share(self, new: Share) -> Share:
+        """Share a study; the same grantee again moves the end of the share that there is."""
+        with self._database.writing() as connection:
+            events = self._feed(connection)
+            made = policies.share(connection, events, new)
+            events.flush()
+        return made
+
+    def unshare(self, share_id: str) -> Share:
+        """End a share at once; gives what it was. Raises UnknownSubject."""
+        with self._database.writing() as connection:
+            events = self._feed(connection)
+            ended = policies.unshare(connection, events, share_id)
+            events.flush()
+        return ended
+
+    def shares(self, *, study_uid: str | None = None, kind: ShareKind | None = None) -> list[Share]:
+        """List the shares that count now."""
+        with self._database.reading() as connection:
+            return policies.listed(connection, study_uid=study_uid, kind=kind, now=_now())
+
+    def share_of(self, share_id: str) -> Share:
+        """Read one share. Raises UnknownSubject."""
+        with self._database.reading() as connection:
+            return policies.one(connection, share_id)
+
+    def policy_version(self) -> int:
+        """Tell the version of the policy in force; 0 when there is none."""
+        with self._database.reading() as connection:
+            return policies.newest_version(connection)
+
+    def policy(self, version: int | None = None) -> PolicyText:
+        """Read the policy in force, or one of its versions. Raises UnknownSubject."""
+        with self._database.reading() as connection:
+            return policies.read(connection, version)
+
+    def policy_versions(self) -> list[PolicyVersion]:
+        """List the versions of the policy, newest first."""
+        with self._database.reading() as connection:
+            return policies.versions(connection)
+
+    def put_policy(self, text: str, *, follows: int | None, actor: str) -> int:
+        """Put a policy in force; gives its version. Raises CatalogRefused when another was put meanwhile."""
+        with self._database.writing() as connection:
+            events = self._feed(connection)
+            version = policies.put(connection, events, text, follows=follows, actor=actor)
+            events.flush()
+        return version
 
     def changes(self, *, after: int, limit: int) -> list[Change]:
         """Read the change feed after a sequence number."""
@@ -197,4 +278,9 @@ class Store:
         return Copies(self._database, connection, Filing(self._database, connection))
 
     def _feed(self, connection: Connection) -> Feed:
-        return Feed(self._database, connection, site=self._site, now=time.time_ns() // 1000)
+        return Feed(self._database, connection, site=self._site, now=_now())
+
+
+def _now() -> int:
+    """Tell the time in microseconds since 1970 UTC."""
+    return time.time_ns() // 1000

@@ -14,6 +14,8 @@ from pydicom.filewriter import write_dataset
 from catalog.elements import EXPLICIT_LE, IMPLICIT_LE
 from catalog.header import extract
 from catalog.wire import InstanceRecord, RawHeader, RegisterBatch
+from certs.dn import DN
+from certs.peer import Peer
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -85,3 +87,9 @@ def record(
 def batch(*records: InstanceRecord) -> RegisterBatch:
     """Wrap records."""
     return RegisterBatch(instances=records)
+
+
+def peer_of(*roles: str, name: str = "caller", acting_for: str | None = None) -> Peer:
+    """Make a verified peer, as a service's edge hands it on."""
+    dn = DN.parse(name if name.startswith("/") else f"/O=Test Grid/CN={name}")
+    return Peer(dn, "0" * 64, 1, "account", frozenset(roles), acting_for=acting_for)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from catalog.access import Access
 from catalog.metrics import CatalogMetrics
 from catalog.service import CatalogService
 from catalog.store import Store
@@ -59,4 +60,5 @@ def store(database: Database) -> Store:
 @pytest.fixture
 def service(store: Store) -> CatalogService:
     """The service without HTTP; it signs nothing here."""
-    return CatalogService(store, Credential(Path("none"), Path("none")), CatalogMetrics(CollectorRegistry()))
+    signer = Credential(Path("none"), Path("none"))
+    return CatalogService(store, signer, CatalogMetrics(CollectorRegistry()), Access(store))

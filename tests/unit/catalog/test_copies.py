@@ -21,7 +21,7 @@ from catalog.wire import (
     Site,
     StorageElement,
 )
-from tests.helpers.catalogrecords import batch, record
+from tests.helpers.catalogrecords import batch, peer_of, record
 
 MOMENT = datetime(2026, 11, 20, 10, 30, 0, 123456, tzinfo=UTC)
 
@@ -238,7 +238,7 @@ def test_what_a_lost_element_had_is_lost_and_shows_in_availability(service: Cata
     assert [one.state for one in store.storage_elements()] == ["draining", "active"]
     with pytest.raises(CatalogRefused):  # interrupted: it has copies still
         store.remove_storage_element("se1")
-    reply = service.remove_element("se1", lost=True, actor="op")
+    reply = service.remove_element("se1", peer_of("operator"), lost=True)
     assert (reply.lost, reply.last) == (3, 2)
     assert [one.name for one in store.storage_elements()] == ["se2"]
     located = list(store.locate(LocateRequest(instances=tuple(f"7.{n}" for n in range(5)))))

@@ -24,6 +24,7 @@ from catalog.keys import supported
 from catalog.store import Store
 from catalog.store.database import Database
 from catalog.wire import (
+    LabelRequest,
     LocateRequest,
     Match,
     PermitRequest,
@@ -152,6 +153,11 @@ ROUTES = {
         {"gateway"},
         lambda c: c.update_replicas([ReplicaChange(object_key="k", location="se1", kind="object", state="removed")]),
     ),
+    "policy": ({"gateway", "operator", "catalog", "storage", "user", "monitor"}, lambda c: c.policy()),
+    "put policy": ({"operator"}, lambda c: c.put_policy("vo =")),
+    "policy versions": ({"operator"}, lambda c: c.policy_versions()),
+    "shares": ({"gateway", "operator"}, lambda c: c.shares()),
+    "label": ({"gateway", "operator"}, lambda c: c.label(LabelRequest(study_uid="1"))),
     "retire": ({"operator"}, lambda c: c.retire(["1"])),
     "conflicts": ({"gateway", "operator"}, lambda c: c.conflicts()),
     "changes": ({"gateway", "operator", "catalog"}, lambda c: c.changes()),
@@ -169,7 +175,10 @@ def test_each_route_admits_its_roles_and_no_other(connect: Connect) -> None:
         client = connect(role)
         for name, (admitted, call) in ROUTES.items():
             if role in admitted:
-                call(client)
+                try:
+                    call(client)
+                except CatalogRefused as mistake:  # two that are not complete: refused for that, not for the role
+                    assert name in ("put policy", "label") and "403" not in str(mistake), (role, name)
                 continue
             with pytest.raises(CatalogRefused, match="403") as refusal:
                 call(client)
