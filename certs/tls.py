@@ -1,8 +1,8 @@
 """TLS contexts: the only place that makes one.
 
-Both sides: TLS 1.2 or newer, the peer's certificate required, every CA in its chain needs a current CRL, no session
-resumption (a resumed session would skip revocation). Contexts follow renewed certificates, new CRLs and removed CAs
-without touching connections that are up.
+Both sides: TLS 1.2 or newer with sound suites, the peer's certificate required, every CA in its chain needs a current
+CRL, no session resumption (a resumed session would skip revocation). Contexts follow renewed certificates, new CRLs and
+removed CAs without touching connections that are up.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ log = get_log()
 Side = Literal["server", "client"]
 
 
+# BCP 195 (RFC 9325 section 4.2), to which PS3.15 B.12 refers: forward secrecy and authenticated encryption only. DHE is
+# left out: RFC 9325 advises against it, and clients that know it know ECDHE as well.
+SOUND_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """How a kind of connection differs from the grid's own, which the defaults describe.
 
-    ``ciphers`` limits TLS 1.2 (OpenSSL's list form). Without ``peer_required`` a server admits clients that show no
-    certificate; one that is shown must be good. ``host_name``: a client checks that the server's certificate names the
-    host.
+    Without ``peer_required`` a server admits clients that show no certificate; one that is shown must be good.
+    ``host_name``: a client checks that the server's certificate names the host.
     """
 
-    ciphers: str = ""
     peer_required: bool = True
     host_name: bool = True
 
 
 GRID = Profile()
 _NAMELESS = Profile(host_name=False)
-# PS3.15 B.12 refers to BCP 195 (RFC 9325 section 4.2): forward secrecy and authenticated encryption only. DHE is left
-# out: RFC 9325 advises against it, and clients that know it know ECDHE as well.
-DICOM_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class ReloadingContext:
@@ -305,12 +305,11 @@ def describe(error: ssl.SSLError) -> str:
 
 
 def _strict(context: ssl.SSLContext, profile: Profile) -> ssl.SSLContext:
-    """Set what every context has: TLS 1.2 or newer, a peer certificate, CRLs of the whole chain, no resumption."""
+    """Set what every context has: versions, suites, a peer certificate, CRLs of the whole chain, no resumption."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = context.protocol == ssl.PROTOCOL_TLS_CLIENT and profile.host_name
     context.verify_mode = ssl.CERT_REQUIRED if profile.peer_required else ssl.CERT_OPTIONAL
-    if profile.ciphers:
-        context.set_ciphers(profile.ciphers)
+    context.set_ciphers(SOUND_CIPHERS)
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     if context.protocol == ssl.PROTOCOL_TLS_SERVER:

@@ -26,7 +26,7 @@ class TlsDoor:
 
     def __init__(self, identity: IdentityConfig, *, certificate_required: bool = True) -> None:
         """Raises CredentialError, TrustError."""
-        profile = tls.Profile(ciphers=tls.DICOM_CIPHERS, peer_required=certificate_required)
+        profile = tls.Profile(peer_required=certificate_required)
         self._context = tls.server_context(identity, profile=profile)
 
     def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
@@ -51,10 +51,8 @@ class TlsCaller:
 
     def __init__(self, identity: IdentityConfig) -> None:
         """Raises CredentialError, TrustError."""
-        named = tls.Profile(ciphers=tls.DICOM_CIPHERS)
-        pinned = tls.Profile(ciphers=tls.DICOM_CIPHERS, host_name=False)
-        self._named = tls.client_context(identity, profile=named)
-        self._pinned = tls.client_context(identity, profile=pinned)
+        self._named = tls.client_context(identity)
+        self._pinned = tls.client_context(identity, profile=tls.Profile(host_name=False))
 
     def secure(self, sock: socket.socket, peer: PeerAddress) -> ssl.SSLSocket:
         """Shake hands within the socket's timeout. Raises PeerRefused or another OSError."""

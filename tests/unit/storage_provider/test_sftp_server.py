@@ -36,6 +36,7 @@ from storage_provider.sftp.server_extras import Claims
 from storage_provider.sftp.server_login import Lobby, Login
 from storage_provider.sftp.settings import SftpSettings
 from tests.conformance.memory_channel import spec_of
+from tests.helpers.hello import ssh_offer
 from tests.helpers.pki import SiteHome
 from tests.helpers.sftpd import Sftpd, admit, sftpd
 
@@ -344,7 +345,7 @@ def test_keys_are_the_only_way_in(served: Sftpd, method: str) -> None:
 
 
 def test_only_strong_algorithms_are_offered(served: Sftpd) -> None:
-    offered = _offer(served.address)
+    offered = ssh_offer(served.address)
     assert offered[2] == offered[3] == ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
     assert "curve25519-sha256" in offered[0]
     assert not [name for name in (*offered[0], *offered[1]) if "sha1" in name or name in ("ssh-rsa", "ssh-dss")]
@@ -358,22 +359,6 @@ def test_only_strong_algorithms_are_offered(served: Sftpd) -> None:
             with pytest.raises(paramiko.SSHException):
                 made.start_client(timeout=5)
             made.close()
-
-
-def _offer(address: tuple[str, int]) -> list[list[str]]:
-    """Read the server's KEXINIT (RFC 4253 section 7.1): ten lists of names."""
-    with socket.create_connection(address, 5) as raw:
-        raw.sendall(b"SSH-2.0-test\r\n")
-        stream = raw.makefile("rb")
-        stream.readline()
-        (length,) = struct.unpack(">I", stream.read(4))
-        body = stream.read(length)[1 + 1 + 16 :]
-    lists = []
-    for _ in range(10):
-        (size,) = struct.unpack(">I", body[:4])
-        lists.append(body[4 : 4 + size].decode().split(","))
-        body = body[4 + size :]
-    return lists
 
 
 # -- order ------------------------------------------------------------------------------------------------------
