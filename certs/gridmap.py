@@ -1,10 +1,13 @@
 """The gridmap: which account and roles a verified DN has.
 
 One line per DN, Globus style with a third column: ``"/O=Grid/CN=name" account role,role``; ``#`` starts a comment line.
+A line may end with ``from=NETWORK,NETWORK``: this certificate counts only on connections from there, so that a stolen
+key is of no use elsewhere.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 from dataclasses import dataclass
@@ -16,17 +19,33 @@ from certs.files import Signature, signature_of, write_atomically
 from certs.log import get_log
 from certs.peer import ROLES
 
-_LINE = re.compile(r'^"([^"]+)"\s+(\S+)(?:\s+(\S+))?$')
+_LINE = re.compile(r'^"([^"]+)"\s+(?!from=)(\S+)(?:\s+(?!from=)(\S+))?(?:\s+from=(\S+))?$')
+_FORM = '"/O=Grid/CN=name" account role,role from=NETWORK,NETWORK (roles and from= may be left out)'
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 log = get_log()
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one DN maps to."""
+    """What one DN maps to; ``networks`` is where it may come from, anywhere when there are none."""
 
     account: str
     roles: frozenset[str]
+    networks: tuple[Network, ...] = ()
+
+    def admits(self, address: str) -> bool:
+        """Say whether a connection from this IP address may be this DN's; an address that is unknown may not."""
+        if not self.networks:
+            return True
+        try:
+            came = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        # An IPv4 peer of a socket for both families (RFC 4291 section 2.5.5.2)
+        mapped = came.ipv4_mapped if isinstance(came, ipaddress.IPv6Address) else None
+        return any((mapped or came) in network for network in self.networks)
 
 
 class Gridmap:
@@ -47,6 +66,13 @@ class Gridmap:
         """Return what a DN maps to in the newest version of the file, or None."""
         self.reload_if_changed()
         return self._entries.get(dn)
+
+    def misplaced(self, dn: DN, address: str) -> str | None:
+        """Say why this DN may not come from an address, or None (also when the gridmap does not know it)."""
+        entry = self.lookup(dn)
+        if entry is None or entry.admits(address):
+            return None
+        return f"{dn} may not come from {address or 'an unknown address'}: the gridmap says from where (from=)"
 
     def reload_if_changed(self) -> bool:
         """Read the file again when it was replaced; costs one stat otherwise."""
@@ -84,11 +110,16 @@ def read_gridmap(path: Path) -> dict[DN, Entry]:
 
 
 def map_dn(path: Path, dn: DN, *, account: str, roles: frozenset[str]) -> None:
-    """Add or replace the line of one DN; the file is replaced in one step, comments and other lines stay."""
+    """Add or replace the line of one DN; the file is replaced in one step, comments and other lines stay.
+
+    Where the DN may come from (``from=``) stays as it was.
+    """
     _check_entry(account, roles)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _dn_of_line(line) != dn]
-    kept.append(f'"{dn}" {account}' + (f" {','.join(sorted(roles))}" if roles else ""))
+    bound = next((found[4] for line in lines if _dn_of_line(line) == dn and (found := _LINE.match(line.strip()))), None)
+    words = [f'"{dn}" {account}', ",".join(sorted(roles)), f"from={bound}" if bound else ""]
+    kept.append(" ".join(word for word in words if word))
     write_atomically(path, ("\n".join(kept) + "\n").encode(), mode=0o644)
 
 
@@ -114,13 +145,14 @@ def _parse_line(path: Path, number: int, text: str) -> tuple[DN, Entry]:
     match = _LINE.match(text)
     where = f"{path}, line {number}"
     if match is None:
-        raise ConfigError(f'{where}: expected "/O=Grid/CN=name" account role,role', file=str(path))
+        raise ConfigError(f"{where}: expected {_FORM}", file=str(path))
     roles = frozenset(match.group(3).split(",")) if match.group(3) else frozenset()
     unknown = roles - ROLES
     if unknown:
         known = ", ".join(sorted(ROLES))
         raise ConfigError(f"{where}: unknown role {', '.join(sorted(unknown))}; roles are {known}", file=str(path))
     try:
-        return DN.parse(match.group(1)), Entry(account=match.group(2), roles=roles)
-    except CredentialError as error:
+        networks = tuple(ipaddress.ip_network(each, strict=False) for each in (match.group(4) or "").split(",") if each)
+        return DN.parse(match.group(1)), Entry(account=match.group(2), roles=roles, networks=networks)
+    except (CredentialError, ValueError) as error:
         raise ConfigError(f"{where}: {error}", file=str(path)) from error

@@ -41,26 +41,35 @@ class Guard:
 
 
 class Connection:
-    """The verified chain of one connection, with what was last derived from it."""
+    """The verified chain of one connection and the address it comes from, with what was last derived from them."""
 
-    __slots__ = ("_checked", "_generation", "_mapped", "_peer", "chain")
+    __slots__ = ("_address", "_checked", "_generation", "_mapped", "_peer", "_placed", "chain")
 
-    def __init__(self, chain: VerifiedChain) -> None:
+    def __init__(self, chain: VerifiedChain, address: str = "") -> None:
         self.chain = chain
+        self._address = address
+        self._placed: tuple[int, str | None] = (-1, None)
         self._generation = -1
         self._checked = 0.0
         self._mapped = -1
         self._peer: Peer | None = None
 
-    def refusal(self, trust: Trust, now: float) -> str | None:
-        """Say why this connection is refused by now; cheap while trust is unchanged."""
+    def refusal(self, guard: Guard, now: float) -> str | None:
+        """Say why this connection is refused by now; cheap while trust and gridmap are unchanged."""
+        trust = guard.trust
         trust.reload_if_changed()
         if self._generation == trust.generation and now < self._checked:
-            return None
+            return self._misplaced(guard.gridmap)
         reason = trust.refusal(self.chain, now=datetime.fromtimestamp(now, UTC))
         if reason is None:
             self._generation, self._checked = trust.generation, trust.good_until(self.chain)
-        return reason
+        return reason or self._misplaced(guard.gridmap)
+
+    def _misplaced(self, gridmap: Gridmap) -> str | None:
+        gridmap.reload_if_changed()
+        if self._placed[0] != gridmap.generation:
+            self._placed = gridmap.generation, gridmap.misplaced(self.chain.dn, self._address)
+        return self._placed[1]
 
     def peer(self, gridmap: Gridmap) -> Peer:
         """Return the peer with its roles of this moment."""
@@ -78,11 +87,11 @@ class RefusedMeanwhile(CertsError):
 class Vigil:
     """Judges the connection of one request again while its bytes move, at most once in `every` seconds."""
 
-    __slots__ = ("_connection", "_due", "_every", "_reason", "_trust")
+    __slots__ = ("_connection", "_due", "_every", "_guard", "_reason")
 
-    def __init__(self, connection: Connection, trust: Trust, *, every: float = REJUDGE_SECONDS) -> None:
+    def __init__(self, connection: Connection, guard: Guard, *, every: float = REJUDGE_SECONDS) -> None:
         self._connection = connection
-        self._trust = trust
+        self._guard = guard
         self._every = every
         self._due = time.monotonic() + every
         self._reason: str | None = None
@@ -92,7 +101,7 @@ class Vigil:
         now = time.monotonic()
         if self._reason is None and now >= self._due:
             self._due = now + self._every
-            self._reason = self._connection.refusal(self._trust, time.time())
+            self._reason = self._connection.refusal(self._guard, time.time())
         if self._reason is not None:
             raise RefusedMeanwhile(self._reason)
 
@@ -187,7 +196,7 @@ def admit(scope: Scope, access: Rule) -> Peer:
 def judge_again(scope: Scope) -> None:
     """Judge the connection now, before what a request asks for takes effect; raises RefusedMeanwhile."""
     guard: Guard = scope["app"].state.guard
-    reason = connection_of(scope).refusal(guard.trust, time.time())
+    reason = connection_of(scope).refusal(guard, time.time())
     if reason is not None:
         raise RefusedMeanwhile(reason)
 

@@ -61,7 +61,7 @@ class Gate:
         if refusal is not None:
             await self._refuse(send, refusal)
             return
-        vigil = Vigil(connection_of(scope), self._guard.trust)
+        vigil = Vigil(connection_of(scope), self._guard)
         limited = BodyLimit(_watched(receive, vigil), self._body_limit, _declared_length(scope))
         scope["state"][LIMIT_KEY] = limited
         await self._run(scope, limited, _Answer(send, vigil))
@@ -73,7 +73,7 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> str | None:
         try:
-            return connection_of(scope).refusal(self._guard.trust, time.time())
+            return connection_of(scope).refusal(self._guard, time.time())
         except TrustError as error:
             return str(error)
 

@@ -72,7 +72,8 @@ class MtlsProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if isinstance(found, ssl.SSLObject):
             try:
                 # Once per connection; requests get it through uvicorn's copy of app_state
-                self.app_state = {**self.app_state, STATE_KEY: Connection(chain_of(found))}
+                address = str((transport.get_extra_info("peername") or ("",))[0])
+                self.app_state = {**self.app_state, STATE_KEY: Connection(chain_of(found), address)}
             except TrustError as error:
                 log.warning("connection_without_chain", reason=str(error))
         super().connection_made(transport)

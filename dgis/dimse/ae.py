@@ -154,14 +154,14 @@ class AeTable:
     def caller(self, title: str, address: str, certificate: str = "") -> Caller:
         """Return what the AE `title` calling from `address` with this verified subject DN may do.
 
-        A title that is bound to a certificate has no rights without it: nobody takes it by naming it.
+        A title that is bound to a certificate or to networks has no rights without them: nobody takes it by naming it.
         """
         wanted = title.strip()
         named = [entry for entry in self.entries() if self._same(entry.title, wanted)]
         for entry in named:
             if entry.fits(address, certificate):
                 return _caller(wanted, entry)
-        if any(entry.certificate for entry in named):
+        if any(entry.certificate or entry.networks for entry in named):
             return Caller(wanted, frozenset(), "", known=False)
         allowed = not self._unknown.networks or within(address, self._unknown.networks)
         return Caller(wanted, self._unknown.rights if allowed else frozenset(), "", known=False)

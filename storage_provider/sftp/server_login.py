@@ -73,9 +73,15 @@ class Doorkeeper:
         self.gridmap.reload_if_changed()
         return self.peers.generation, self.peers.trust.generation, self.gridmap.generation
 
-    def identify(self, key: bytes) -> tuple[Peer, float]:
-        """Return who holds a key by now, and until when that stands while `mark` stays the same; raises TrustError."""
+    def identify(self, key: bytes, address: str) -> tuple[Peer, float]:
+        """Return who holds a key by now, and until when that stands while `mark` stays the same.
+
+        Raises TrustError, also for a party that may not come from this address.
+        """
         chain = self.peers.judge(key)
+        misplaced = self.gridmap.misplaced(chain.dn, address)
+        if misplaced is not None:
+            raise TrustError((misplaced,))
         return peer_of_chain(chain, self.gridmap), self.peers.trust.good_until(chain)
 
     def permit(self, token: str) -> Permit:
@@ -196,7 +202,7 @@ class Login(asyncssh.SSHServer):
             return False
         self._key = key.public_data
         try:
-            self._keeper.peers.judge(self._key)
+            self._keeper.identify(self._key, self.address)
         except TrustError as error:
             log.info("sftp_key_refused", reason=str(error), address=self.address)
             return False
@@ -285,7 +291,7 @@ class Login(asyncssh.SSHServer):
         """Return who this is by now; judged anew when a file has changed or a date has passed."""
         mark = self._keeper.mark()
         if self._known is None or self._known[0] != mark or time.time() >= self._known[2]:
-            self._known = (mark, *self._keeper.identify(self._key))
+            self._known = (mark, *self._keeper.identify(self._key, self.address))
         return self._known[1]
 
     def _pause(self) -> None:

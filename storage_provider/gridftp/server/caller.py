@@ -24,10 +24,12 @@ LOOK_SECONDS = 0.2
 class Caller:
     """The party of one session; used by its thread alone."""
 
-    def __init__(self, chain: VerifiedChain, *, trust: Trust, gridmap: Gridmap, se: str) -> None:
+    def __init__(self, chain: VerifiedChain, address: str, *, trust: Trust, gridmap: Gridmap, se: str) -> None:
         self.dn: DN = chain.dn
         self.acting_for: str | None = None
         self._chain = chain
+        self._address = address
+        self._placed: tuple[int, str | None] = (-1, None)
         self._trust = trust
         self._gridmap = gridmap
         self._se = se
@@ -43,7 +45,7 @@ class Caller:
         self._peer: Peer | None = None
 
     def refusal(self) -> str | None:
-        """Say why this party is refused by now, or None; cheap while the trust directory is unchanged."""
+        """Say why this party is refused by now, or None; cheap while trust directory and gridmap are unchanged."""
         moment = time.monotonic()
         if self._looked <= self.asked_at or moment - self._looked > LOOK_SECONDS:
             self._looked = moment
@@ -51,12 +53,17 @@ class Caller:
             self._gridmap.reload_if_changed()
         now = time.time()
         if self._generation == self._trust.generation and now < self._good_until:
-            return None
+            return self._misplaced()
         generation = self._trust.generation
         reason = self._trust.refusal(self._chain, now=datetime.fromtimestamp(now, UTC))
         if reason is None:
             self._generation, self._good_until = generation, self._trust.good_until(self._chain)
-        return reason
+        return reason or self._misplaced()
+
+    def _misplaced(self) -> str | None:
+        if self._placed[0] != self._gridmap.generation:
+            self._placed = self._gridmap.generation, self._gridmap.misplaced(self.dn, self._address)
+        return self._placed[1]
 
     def identify(self) -> tuple[Peer, Permit | None]:
         """Return the party with its roles of this moment and its permit while that holds; raises Denied."""

@@ -55,6 +55,13 @@ class Control:
         """The socket, for poll."""
         return self._sock.fileno()
 
+    def peer_address(self) -> str:
+        """Return the IP address that the peer comes from, "" when it is gone."""
+        try:
+            return str(self._sock.getpeername()[0])
+        except OSError:
+            return ""
+
     @property
     def gone(self) -> bool:
         """Whether the peer has closed the connection."""

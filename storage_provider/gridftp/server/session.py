@@ -145,7 +145,8 @@ class Session:
 
     def _begin(self, entrant: Entrant) -> None:
         trust = self._shared.tls.trust
-        self.caller = Caller(entrant.chain, trust=trust, gridmap=self._shared.gridmap, se=self._shared.service.name)
+        came, gridmap = self.control.peer_address(), self._shared.gridmap
+        self.caller = Caller(entrant.chain, came, trust=trust, gridmap=gridmap, se=self._shared.service.name)
         self.tree = Tree(self._shared.service, self.caller.identify)
         self.data = DataPath(self.settings, self._host, owner=self.caller.dn, trust=trust, turn=self._shared.turn)
         if entrant.delegated is not None:
@@ -154,6 +155,7 @@ class Session:
         if not self._guest.admit(self.caller.dn):
             self.control.reply(421, "faulty: you have too many sessions here")
             raise SessionOver("refused")
+        self._judge()
         self.control.reply(230, "Logged in")
 
     def _next(self) -> bool:
