@@ -54,6 +54,7 @@ MEASUREMENTS = (
     Measurement("growth", 15, frozenset()),
     Measurement("catalog_queries", 15, frozenset(), on_request=True),
     Measurement("channels", 10, frozenset(), on_request=True),
+    Measurement("revocation", 5, on_request=True),
 )
 NAMES = tuple(one.name for one in MEASUREMENTS)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
+from functools import partial
 
 from certs import tls
 from certs.config import IdentityConfig
 from certs.dn import DN
 from certs.errors import CertsError
+from certs.trust import Trust, VerifiedChain
 from dgis.dimse.limits import PeerAddress
 
 
@@ -33,13 +36,22 @@ class TlsDoor:
         """Take over a non-blocking connection whose handshake has not begun. Raises OSError when it is gone."""
         return self._context.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
-    def identify(self, connection: ssl.SSLSocket) -> str:
-        """Return the subject DN of the client's certificate, "" without one. Raises PeerRefused."""
+    def identify(self, connection: ssl.SSLSocket) -> tuple[str, Callable[[], str | None] | None]:
+        """Return the subject DN of the client's certificate, and what says later why it is refused by then.
+
+        "" and None for a client that showed none. Raises PeerRefused.
+        """
+        if connection.getpeercert(binary_form=True) is None:
+            return "", None
         try:
-            dn = tls.dn_of(connection, self._context.trust)
+            chain = tls.chain_of(connection)
         except CertsError as error:
             raise PeerRefused(str(error)) from error
-        return "" if dn is None else str(dn)
+        judge = partial(_refusal, self._context.trust, chain)
+        refused = judge()
+        if refused is not None:
+            raise PeerRefused(refused)
+        return str(chain.dn), judge
 
     def explain(self, error: ssl.SSLError) -> str:
         """Say in words why a handshake failed."""
@@ -76,3 +88,8 @@ class TlsCaller:
             raise PeerRefused(str(error)) from error
         if peer.certificate and shown != DN.parse(peer.certificate):
             raise PeerRefused(f"the certificate of {peer.title} is another one than the AE table names: {shown}")
+
+
+def _refusal(trust: Trust, chain: VerifiedChain) -> str | None:
+    trust.reload_if_changed()
+    return trust.refusal(chain)

@@ -32,14 +32,21 @@ _BUSY: Final = bytes.fromhex("07000000000400000200")
 _ACCEPTS_IN_A_ROW: Final = 16
 
 
+Judge = Callable[[], str | None]
+"""Say why the peer of a connection is refused by now, None while it is not. From any thread."""
+
+
 class Security(Protocol):
     """What a TLS port needs (`dgis.dimse.secure.TlsDoor`)."""
 
     def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         """Take over a non-blocking connection whose handshake has not begun. Raises OSError when it is gone."""
 
-    def identify(self, connection: ssl.SSLSocket) -> str:
-        """Return the peer's subject DN, "" without a certificate. Raises OSError for one that is refused."""
+    def identify(self, connection: ssl.SSLSocket) -> tuple[str, Judge | None]:
+        """Return the peer's subject DN and its judge, "" and None without a certificate.
+
+        Raises OSError for one that is refused.
+        """
 
     def explain(self, error: ssl.SSLError) -> str:
         """Say in words why a handshake failed."""
@@ -55,12 +62,13 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A connection whose whole A-ASSOCIATE-RQ is in `head`; with the subject DN of its certificate."""
+    """A connection whose whole A-ASSOCIATE-RQ is in `head`; with the subject DN of its certificate, and its judge."""
 
     sock: socket.socket
     address: tuple[str, int]
     head: bytes
     certificate: str
+    judge: Judge | None = None
 
 
 Admit = Callable[[Arrived], None]
@@ -75,6 +83,7 @@ class _Guest:
     deadline: float
     open: bool  # PDUs may be read: no handshake is due any more
     certificate: str = ""
+    judge: Judge | None = None
     data: bytearray = field(default_factory=bytearray)
 
 
@@ -184,7 +193,7 @@ class Lobby:
         finally:
             acknowledge(guest.sock)  # or Nagle at the peer keeps its next message back
         try:
-            guest.certificate = security.identify(guest.sock)
+            guest.certificate, guest.judge = security.identify(guest.sock)
         except OSError as error:
             self._dismiss(guest, _BUSY, f"certificate refused: {error}")
             return False
@@ -221,7 +230,7 @@ class Lobby:
             return
         if len(guest.data) >= 6 + length:
             self._leave(guest)
-            self._admit(Arrived(guest.sock, guest.address, bytes(guest.data), guest.certificate))
+            self._admit(Arrived(guest.sock, guest.address, bytes(guest.data), guest.certificate, guest.judge))
 
     def _leave(self, guest: _Guest) -> None:
         with contextlib.suppress(KeyError):

@@ -17,11 +17,14 @@ from pynetdicom.transport import AddressInformation
 from dgis.dimse.limits import Limits
 from dgis.dimse.runtime.association import AssociationUser, GridAssociation
 from dgis.dimse.runtime.entity import GridAE
-from dgis.dimse.runtime.lobby import Arrived, Door, Lobby, Refused
+from dgis.dimse.runtime.lobby import Arrived, Door, Judge, Lobby, Refused
 from dgis.dimse.runtime.sockets import GridSocket
 
 # A-ASSOCIATE-RJ: transient, presentation provider, local limit exceeded (PS3.8 9.3.4).
 _LIMIT_EXCEEDED: Final = bytes.fromhex("03000000000400020302")
+
+# How often the certificates of running associations are judged again (seconds)
+JUDGE_SECONDS: Final = 1.0
 
 
 class GridServer:
@@ -46,12 +49,15 @@ class GridServer:
         ]
         self._lock = threading.Lock()
         self._live: set[GridAssociation] = set()
+        self._judges: dict[GridAssociation, Judge] = {}  # of the live ones whose peer showed a certificate
+        self._stopped = threading.Event()
         self._leaving: deque[GridAssociation] = deque()  # had our last word, the peer has not closed yet
         self._numbers = itertools.count(1)
 
     def run(self) -> None:
         """Accept until `stop`."""
         others = [threading.Thread(target=lobby.run, name="dimse-lobby") for lobby in self._lobbies[1:]]
+        others.append(threading.Thread(target=self._sweep, name="dimse-judge"))
         for thread in others:
             thread.start()
         self._lobbies[0].run()
@@ -60,6 +66,7 @@ class GridServer:
 
     def stop(self, *, grace: float) -> None:
         """Stop accepting, give running associations `grace` seconds to end by themselves, then abort them."""
+        self._stopped.set()
         for lobby in self._lobbies:
             lobby.stop()
         for association in self._snapshot():
@@ -73,6 +80,17 @@ class GridServer:
             association.kill()
         for association in self._snapshot():
             association.join(1.0)
+
+    def _sweep(self) -> None:
+        """Judge again whoever showed a certificate: what is under way ends within seconds of a revocation."""
+        while not self._stopped.wait(JUDGE_SECONDS):
+            with self._lock:
+                judged = list(self._judges.items())
+            for association, judge in judged:
+                reason = judge()
+                if reason is not None:
+                    self._refused(f"an association was cut: {reason}", str(association.requestor.address))
+                    association.abort(block=False)
 
     def _snapshot(self) -> list[GridAssociation]:
         with self._lock:
@@ -88,6 +106,8 @@ class GridServer:
         association = self._association(door, arrived)
         with self._lock:
             self._live.add(association)
+            if arrived.judge is not None:
+                self._judges[association] = arrived.judge
         try:
             association.start()
         except RuntimeError:  # the system gives no more threads
@@ -121,6 +141,7 @@ class GridServer:
         """An association is over. Its reading thread waits for the peer to close, but not too many of them do."""
         with self._lock:
             self._live.discard(association)
+            self._judges.pop(association, None)
             self._leaving.append(association)
             while self._leaving and not self._leaving[0].dul.is_alive():
                 self._leaving.popleft()
