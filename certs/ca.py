@@ -4,6 +4,7 @@ Layout below HOME::
 
     ca/root/{root.cert.pem,root.key.pem}        take root.key.pem offline for a real site
     ca/issuing/{issuing.cert.pem,issuing.key.pem,certs.sqlite}
+    ca/current                                  which authority issues; without it: issuing (see certs.rollover)
     trust/HASH.0 HASH.r0 HASH.signing_policy    per CA, as GCT and OpenSSL look them up; ca.pem: both CAs in one file
     gridmap                                     DN -> account, roles
 """
@@ -37,28 +38,56 @@ _PUBLIC = 0o644
 
 
 @dataclass(frozen=True, slots=True)
-class _Site:
-    """Where the parts of a site CA lie."""
+class SiteFiles:
+    """Where the parts of a site CA lie, and which of its authorities are there."""
 
     home: Path
 
     @property
     def trust(self) -> Path:
+        """The trust directory."""
         return self.home / "trust"
 
     @property
     def gridmap(self) -> Path:
+        """The gridmap."""
         return self.home / "gridmap"
 
     @property
     def store(self) -> Store:
+        """The books, of all authorities."""
         return Store(self.home / "ca" / "issuing" / "certs.sqlite")
 
+    @property
+    def issuing(self) -> str:
+        """The name of the authority that issues now."""
+        try:
+            return (self.home / "ca" / "current").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return "issuing"
+
+    def authorities(self) -> tuple[str, ...]:
+        """The names of all that are trusted now, roots first: more than two while one CA takes over from another."""
+        places = self.home.glob("ca/*/*.cert.pem")
+        found = (path.parent.name for path in places if path.stem == f"{path.parent.name}.cert")
+        return tuple(sorted(found, key=lambda name: (not name.startswith("root"), name)))
+
+    def name_of(self, authority: Authority) -> str:
+        """Return under which name an authority is booked, whoever issues by now."""
+        return next(name for name in self.authorities() if self.credential(name).chain()[0] == authority.cert)
+
+    def publish(self) -> None:
+        """Write the CAs into the trust directory, all that there are. Idempotent."""
+        certs = tuple(self.credential(name).chain()[0] for name in self.authorities())
+        publish_ca(self.trust, certs, organisation=organisation_of(certs[-1]))
+
     def credential(self, authority: str) -> Credential:
+        """Return where certificate and key of an authority lie, by its name."""
         directory = self.home / "ca" / authority
         return Credential(directory / f"{authority}.cert.pem", directory / f"{authority}.key.pem")
 
     def authority(self, authority: str) -> Authority:
+        """Return an authority with its key, ready to sign. Raises CaError, CredentialError."""
         credential = self.credential(authority)
         if not credential.cert.exists():
             raise CaError(f"{self.home}: no site CA here; run: dgis-certs init --home {self.home}")
@@ -74,19 +103,18 @@ def init_site(home: Path, *, organisation: str) -> None:
     Idempotent: an existing CA is left as it is, missing parts of the trust directory are published again.
     """
     profiles.check_text(organisation, "organisation")
-    site = _Site(home)
+    site = SiteFiles(home)
     now = datetime.now(UTC)
-    if not site.credential("issuing").cert.exists():
+    if not site.credential(site.issuing).cert.exists():
         _create_authorities(site, organisation, now)
-    issuing, root = (site.credential(authority).chain()[0] for authority in ("issuing", "root"))
     site.trust.mkdir(parents=True, exist_ok=True)
-    publish_ca(site.trust, (root, issuing), organisation=_organisation(issuing))
+    site.publish()
     if not site.gridmap.exists():
         write_atomically(site.gridmap, b'# "/DN" account role,role\n', mode=_PUBLIC)
     refresh_crls(home)
 
 
-def _create_authorities(site: _Site, organisation: str, now: datetime) -> None:
+def _create_authorities(site: SiteFiles, organisation: str, now: datetime) -> None:
     root = profiles.root(organisation, now=now)
     issuing = profiles.issuing(organisation, root, now=now)
     for authority, made in (("root", root), ("issuing", issuing)):
@@ -96,10 +124,10 @@ def _create_authorities(site: _Site, organisation: str, now: datetime) -> None:
     site.store.create()
     with site.store.exclusive() as books:
         for authority, made in (("root", root), ("root", issuing)):
-            _book(books, made.cert, authority=authority, profile="ca")
+            book(books, made.cert, authority=authority, profile="ca")
     # The issuing certificate comes last: while it is missing the site is not initialised
     for authority, made in (("root", root), ("issuing", issuing)):
-        write_atomically(site.credential(authority).cert, _pem((made.cert,)), mode=_PUBLIC)
+        write_atomically(site.credential(authority).cert, pem((made.cert,)), mode=_PUBLIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +162,8 @@ def issue_host(
     """
     host = Host(name, tuple(dns), tuple(ips), tuple(roles))
     names = host.names()
-    site = _Site(home)
-    issuing = site.authority("issuing")
+    site = SiteFiles(home)
+    issuing = site.authority(site.issuing)
     key = profiles.new_host_key()
     return _issue(site, issuing, _host_request(issuing, host, names), _target(host, key.public_key(), out, key=key))
 
@@ -158,8 +186,8 @@ def sign_request(home: Path, request: Path, host: Host, *, out: Path, strict: bo
     """
     names = host.names()
     asked = csr.load(request)
-    site = _Site(home)
-    issuing = site.authority("issuing")
+    site = SiteFiles(home)
+    issuing = site.authority(site.issuing)
     wanted = _host_request(issuing, host, names)
     differences = csr.differences(asked, wanted.subject, names)
     if strict and differences:
@@ -171,16 +199,16 @@ def sign_request(home: Path, request: Path, host: Host, *, out: Path, strict: bo
 def issue_user(home: Path, name: str, *, roles: Iterable[str] = (), out: Path) -> Credential:
     """Issue an RSA user credential NAME.cert.pem/NAME.key.pem into ``out`` and map it in the gridmap."""
     profiles.check_text(name, "name")
-    site = _Site(home)
-    issuing = site.authority("issuing")
-    subject = profiles.name(_organisation(issuing.cert), name, unit="People")
+    site = SiteFiles(home)
+    issuing = site.authority(site.issuing)
+    subject = profiles.name(organisation_of(issuing.cert), name, unit="People")
     request = LeafRequest(subject, (), profiles.USER_LIFE)
     key = profiles.new_user_key()
     return _issue(site, issuing, request, _Target(name, "user", frozenset(roles), out, key.public_key(), key))
 
 
 def _host_request(issuing: Authority, host: Host, names: tuple[x509.GeneralName, ...]) -> LeafRequest:
-    return LeafRequest(profiles.name(_organisation(issuing.cert), host.name, unit="Hosts"), names, profiles.HOST_LIFE)
+    return LeafRequest(profiles.name(organisation_of(issuing.cert), host.name, unit="Hosts"), names, profiles.HOST_LIFE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +227,7 @@ def _target(host: Host, public_key: LeafPublicKey, out: Path, *, key: LeafKey | 
     return _Target(host.name, "host", frozenset(host.roles), out, public_key, key)
 
 
-def _issue(site: _Site, issuing: Authority, request: LeafRequest, target: _Target) -> Credential:
+def _issue(site: SiteFiles, issuing: Authority, request: LeafRequest, target: _Target) -> Credential:
     """Certify a key: the one way to a new name, whether the key was made here or elsewhere."""
     credential = Credential(target.out / f"{target.name}.cert.pem", target.out / f"{target.name}.key.pem")
     if target.key is None:
@@ -209,12 +237,12 @@ def _issue(site: _Site, issuing: Authority, request: LeafRequest, target: _Targe
     # The gridmap within the books' transaction: of two that issue at once, neither loses the other's line
     with site.store.exclusive() as books:
         _check_key(books, cert, target.name)
-        _book(books, cert, authority="issuing", profile=target.profile)
+        book(books, cert, authority=site.name_of(issuing), profile=target.profile)
         map_dn(site.gridmap, dn, account=target.name.replace(" ", "_"), roles=target.roles)
     target.out.mkdir(parents=True, exist_ok=True)
     if target.key is not None:
         write_atomically(credential.key, profiles.key_pem(target.key), mode=_PRIVATE)
-    write_atomically(credential.cert, _pem((cert, issuing.cert)), mode=_PUBLIC)
+    write_atomically(credential.cert, pem((cert, issuing.cert)), mode=_PUBLIC)
     return credential
 
 
@@ -239,11 +267,15 @@ def revoke(home: Path, cert: Path) -> None:
 
     Idempotent. Raises CaError for a certificate of another CA.
     """
-    site = _Site(home)
+    site = SiteFiles(home)
     leaf = Credential(cert, cert).chain()[0]
     with site.store.exclusive() as books:
         issued = books.find(leaf.serial_number)
-        if issued is None or leaf.issuer != site.credential(issued.authority).chain()[0].subject:
+        if issued is None:
+            raise CaError(f"{cert}: not issued by the CA in {home}")
+        if issued.authority not in site.authorities():
+            raise CaError(f"{cert}: its CA has been taken out (dgis-certs rollover finish); nobody trusts it any more")
+        if leaf.issuer != site.credential(issued.authority).chain()[0].subject:
             raise CaError(f"{cert}: not issued by the CA in {home}")
         books.revoke(leaf.serial_number, at=datetime.now(UTC))
     refresh_crls(home)
@@ -252,12 +284,14 @@ def revoke(home: Path, cert: Path) -> None:
 def refresh_crls(home: Path) -> datetime:
     """Re-issue the CRLs and publish them; returns when the first of them runs out.
 
-    Call it hourly. The root's CRL is re-issued only while the root's key is there.
+    Call it hourly. A root's CRL is re-issued only while the root's key is there.
     """
-    site = _Site(home)
+    site = SiteFiles(home)
     ends = []
-    for authority, life in (("root", ROOT_CRL_LIFE), ("issuing", CRL_LIFE)):
-        if authority == "root" and not site.credential("root").key.exists():
+    for authority in site.authorities() or (site.issuing,):
+        is_root = authority.startswith("root")
+        life = ROOT_CRL_LIFE if is_root else CRL_LIFE
+        if is_root and not site.credential(authority).key.exists():
             continue
         parent = site.authority(authority)
         # One transaction around number, signature and publication: a CRL never overwrites one that knows more
@@ -271,21 +305,22 @@ def refresh_crls(home: Path) -> datetime:
 
 
 def renew_due(home: Path, credentials: Iterable[Credential], *, now: datetime | None = None) -> tuple[Credential, ...]:
-    """Renew those credentials that have used up two thirds of their life; returns the renewed ones.
+    """Renew those credentials that have used up two thirds of their life, or that a CA signed which issues no more.
 
-    The private key stays, so a renewal is one rename and no reader ever sees a pair that does not match. Revoked
-    certificates are not renewed; expired ones are. Raises CaError for a certificate of another CA.
+    Returns the renewed ones. The private key stays, so a renewal is one rename and no reader ever sees a pair that does
+    not match. Revoked certificates are not renewed; expired ones are. Raises CaError for a certificate of another CA.
     """
     moment = now or datetime.now(UTC)
-    return tuple(credential for credential in credentials if _renew(_Site(home), credential, moment))
+    return tuple(credential for credential in credentials if _renew(SiteFiles(home), credential, moment))
 
 
-def _renew(site: _Site, credential: Credential, now: datetime) -> bool:
+def _renew(site: SiteFiles, credential: Credential, now: datetime) -> bool:
     old = credential.chain()[0]
     life = old.not_valid_after_utc - old.not_valid_before_utc
-    if now < old.not_valid_before_utc + life * 2 / 3:
+    issuer = site.credential(site.issuing).chain()[0].subject
+    if now < old.not_valid_before_utc + life * 2 / 3 and old.issuer == issuer:
         return False
-    issuing = site.authority("issuing")
+    issuing = site.authority(site.issuing)
     with site.store.exclusive() as books:
         issued = books.find(old.serial_number)
         if issued is None:
@@ -293,8 +328,8 @@ def _renew(site: _Site, credential: Credential, now: datetime) -> bool:
         if issued.revoked_at is not None:
             return False
         cert = _reissue(old, issued, issuing, now)
-        _book(books, cert, authority="issuing", profile=issued.profile)
-    write_atomically(credential.cert, _pem((cert, issuing.cert)), mode=_PUBLIC)
+        book(books, cert, authority=site.name_of(issuing), profile=issued.profile)
+    write_atomically(credential.cert, pem((cert, issuing.cert)), mode=_PUBLIC)
     return True
 
 
@@ -311,14 +346,15 @@ def _reissue(old: x509.Certificate, issued: Issued, issuing: Authority, now: dat
 
 def issued_certificates(home: Path) -> tuple[Issued, ...]:
     """Return everything this CA has issued, oldest first."""
-    site = _Site(home)
-    if not site.credential("issuing").cert.exists():
+    site = SiteFiles(home)
+    if not site.credential(site.issuing).cert.exists():
         raise CaError(f"{home}: no site CA here; run: dgis-certs init --home {home}")
     with site.store.exclusive() as books:
         return books.all()
 
 
-def _organisation(cert: x509.Certificate) -> str:
+def organisation_of(cert: x509.Certificate) -> str:
+    """Return the O= of a CA, which all its certificates have."""
     return next(value for name, value in DN.from_name(cert.subject).parts if name == "O")
 
 
@@ -329,7 +365,8 @@ def _leaf_key(cert: x509.Certificate) -> LeafPublicKey:
     return key
 
 
-def _book(books: Books, cert: x509.Certificate, *, authority: str, profile: str) -> None:
+def book(books: Books, cert: x509.Certificate, *, authority: str, profile: str) -> None:
+    """Enter a certificate into the books of the CA."""
     issued = Issued(
         serial=cert.serial_number,
         authority=authority,
@@ -341,5 +378,6 @@ def _book(books: Books, cert: x509.Certificate, *, authority: str, profile: str)
     books.add(issued, key_id=profiles.key_id(_leaf_key(cert)))
 
 
-def _pem(chain: tuple[x509.Certificate, ...]) -> bytes:
+def pem(chain: tuple[x509.Certificate, ...]) -> bytes:
+    """Write certificates as PEM, in their order."""
     return b"".join(cert.public_bytes(serialization.Encoding.PEM) for cert in chain)

@@ -19,6 +19,7 @@ from certs.errors import CertsError
 from certs.log import configure
 from certs.peer import ROLES
 from certs.proxycli import proxy_group
+from certs.rollcli import rollover_group
 from certs.sshcli import ssh_group
 
 _PATH = click.Path(path_type=Path)
@@ -63,6 +64,7 @@ def main() -> None:
 
 main.add_command(ssh_group)
 main.add_command(proxy_group)
+main.add_command(rollover_group)
 
 
 @main.command()

@@ -146,23 +146,28 @@ def key_id(key: LeafPublicKey) -> str:
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
-def root(organisation: str, *, now: datetime) -> Authority:
+def root(organisation: str, *, now: datetime, generation: int = 1) -> Authority:
     """Make the self-signed root: it may sign one level of CAs below it (path length 1)."""
     key = new_ca_key()
-    subject = name(organisation, f"{organisation} Root CA")
+    subject = name(organisation, f"{organisation} Root CA{_numbered(generation)}")
     builder = _start(subject, subject, key.public_key(), now=now, until=now + ROOT_LIFE)
     builder = _ca_extensions(builder, path_length=1, issuer_key=key.public_key())
     return Authority(builder.sign(key, hashes.SHA256()), key)
 
 
-def issuing(organisation: str, parent: Authority, *, now: datetime) -> Authority:
+def issuing(organisation: str, parent: Authority, *, now: datetime, generation: int = 1) -> Authority:
     """Make the issuing CA: it signs end entities only (path length 0)."""
     key = new_ca_key()
-    subject = name(organisation, f"{organisation} Issuing CA")
+    subject = name(organisation, f"{organisation} Issuing CA{_numbered(generation)}")
     until = min(now + ISSUING_LIFE, parent.cert.not_valid_after_utc)
     builder = _start(subject, parent.cert.subject, key.public_key(), now=now, until=until)
     builder = _ca_extensions(builder, path_length=0, issuer_key=parent.key.public_key())
     return Authority(builder.sign(parent.key, hashes.SHA256()), key)
+
+
+def _numbered(generation: int) -> str:
+    """A CA that follows another has a name of its own: CRLs and revocations are looked up by their issuer's name."""
+    return f" {generation}" if generation > 1 else ""
 
 
 def leaf(request: LeafRequest, public_key: LeafPublicKey, parent: Authority, *, now: datetime) -> x509.Certificate:

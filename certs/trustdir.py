@@ -15,7 +15,7 @@ from OpenSSL import crypto
 
 from certs.dn import DN
 from certs.errors import CaError, CredentialError
-from certs.files import write_atomically
+from certs.files import sync_directory, write_atomically
 
 _PUBLIC = 0o644
 _MOST = 10
@@ -71,6 +71,28 @@ def publish_ca(directory: Path, authorities: tuple[x509.Certificate, ...], *, or
         write_atomically(directory / f"{slot[0]}.signing_policy", policy.encode(), mode=_PUBLIC)
     bundle = b"".join(cert.public_bytes(Encoding.PEM) for cert in authorities)
     write_atomically(directory / "ca.pem", bundle, mode=_PUBLIC)
+
+
+def publish_new(
+    directory: Path, authority: x509.Certificate, crl: x509.CertificateRevocationList, *, organisation: str
+) -> None:
+    """Write a CA that nobody knows yet, its CRL and signing policy before itself: it is never there without them."""
+    stem, number = _slot(directory, authority)
+    policy = _signing_policy(authority, organisation).encode()
+    write_atomically(directory / f"{stem}.r{number}", crl.public_bytes(Encoding.PEM), mode=_PUBLIC)
+    write_atomically(directory / f"{stem}.signing_policy", policy, mode=_PUBLIC)
+    write_atomically(directory / f"{stem}.{number}", authority.public_bytes(Encoding.PEM), mode=_PUBLIC)
+
+
+def unpublish(directory: Path, authority: x509.Certificate) -> None:
+    """Take a CA out, itself before its CRL and signing policy. Idempotent; ``ca.pem`` is ``publish_ca``'s."""
+    stem, number = _slot(directory, authority)
+    gone = [directory / f"{stem}.{number}", directory / f"{stem}.r{number}"]
+    if not [path for path in directory.glob(f"{stem}.[0-9]") if path != gone[0]]:
+        gone.append(directory / f"{stem}.signing_policy")
+    for path in gone:
+        path.unlink(missing_ok=True)
+    sync_directory(directory)
 
 
 def publish_crl(directory: Path, crl: x509.CertificateRevocationList) -> None:
