@@ -106,8 +106,14 @@ class Ground:
     def credential(self, name: str) -> Credential:
         """A new gateway of the grid, known over SSH as well."""
         made = ca.issue_host(self.grid.home, name, ips=("127.0.0.1",), roles=("gateway",), out=self._folder)
-        (self.grid.home / "ssh_peers" / f"{name}.pem").write_bytes(made.cert.read_bytes())
+        self.show(made)
         return made
+
+    def show(self, *credentials: Credential) -> None:
+        """Let the certificates of these be known over SSH."""
+        for one in credentials:
+            name = one.cert.name.removesuffix(".cert.pem")
+            (self.grid.home / "ssh_peers" / f"{name}.pem").write_bytes(one.cert.read_bytes())
 
     def identity(self, credential: Credential) -> IdentityConfig:
         """What a client of it stands on."""
@@ -171,7 +177,8 @@ class Ground:
         path.write_bytes(random.Random(7).randbytes(size))
         sha256, chunks = digests_of(path, size=size)
         spec = ObjectSpec(object_key(sha256), size, sha256, chunks)
-        session = GridSession(self.identity(self.credential("putter")))
+        self.putter = self.credential("putter")
+        session = GridSession(self.identity(self.putter))
         channel = open_channels(session)(self.grid.doors("se1")["https"])
         wait_until(lambda: _can(channel.space), seconds=20, what="the new certificate is known")
         channel.put(spec, path)
