@@ -4,7 +4,8 @@ Layout below HOME::
 
     ca/root/{root.cert.pem,root.key.pem}        take root.key.pem offline for a real site
     ca/issuing/{issuing.cert.pem,issuing.key.pem,certs.sqlite}
-    ca/current                                  which authority issues; without it: issuing (see certs.rollover)
+    ca/current, ca/retired/                     which authority issues (without it: issuing), and which do no more: the
+                                                keys of CAs that were taken out (see certs.rollover)
     trust/HASH.0 HASH.r0 HASH.signing_policy    per CA, as GCT and OpenSSL look them up; ca.pem: both CAs in one file
     gridmap                                     DN -> account, roles
 """
@@ -70,7 +71,8 @@ class SiteFiles:
         """The names of all that are trusted now, roots first: more than two while one CA takes over from another."""
         places = self.home.glob("ca/*/*.cert.pem")
         found = (path.parent.name for path in places if path.stem == f"{path.parent.name}.cert")
-        return tuple(sorted(found, key=lambda name: (not name.startswith("root"), name)))
+        there = (name for name in found if not (self.home / "ca" / "retired" / name).exists())
+        return tuple(sorted(there, key=lambda name: (not name.startswith("root"), name)))
 
     def name_of(self, authority: Authority) -> str:
         """Return under which name an authority is booked, whoever issues by now."""

@@ -93,9 +93,12 @@ def status(home: Path, form: str) -> None:
 )
 def finish(home: Path, settled_hours: float) -> None:
     """Take the old CA out of the trust directory, when nobody stands on it any more."""
+    before = {path.name for path in (home / "trust").iterdir()}
     gone = rollover.finish(home, settled=timedelta(hours=settled_hours))
     away = home / "ca" / "retired"
     click.echo(f"{', '.join(gone)}: out of {home / 'trust'}; its key is in {away}: destroy it", err=True)
+    files = " ".join(sorted(before - {path.name for path in (home / "trust").iterdir()}))
+    click.echo(f"take these out of every copy of the trust directory: {files}", err=True)
 
 
 def _table(rows: tuple[rollover.Standing, ...]) -> Table:

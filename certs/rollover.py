@@ -106,12 +106,21 @@ def switch(home: Path) -> Rollover:
 
 
 def standing(home: Path, *, now: datetime | None = None) -> tuple[Standing, ...]:
-    """Return who has a good certificate of a CA that is leaving, who has no new one first. Raises CaError."""
-    plan, moment = _needed(home), now or datetime.now(UTC)
-    with SiteFiles(home).store.exclusive() as books:
-        good = [one for one in books.all() if one.profile != "ca" and not one.revoked_at and one.not_after > moment]
+    """Return who has a good certificate of a CA that is leaving, who has no new one first. Raises CaError.
+
+    Nobody stands on a CA that its root has revoked.
+    """
+    plan, moment, site = _needed(home), now or datetime.now(UTC), SiteFiles(home)
+    own = {name: site.credential(name).chain()[0].serial_number for name in plan.leaving}
+    with site.store.exclusive() as books:
+        known = books.all()
+    revoked = {one.serial for one in known if one.revoked_at}
+    lost = {name for name, serial in own.items() if serial in revoked}
+    good = [one for one in known if one.profile != "ca" and not one.revoked_at and one.not_after > moment]
     again: dict[str, Issued] = {one.dn: one for one in good if one.authority == plan.issuing}
-    last: dict[str, Issued] = {one.dn: one for one in good if one.authority in plan.leaving}
+    last: dict[str, Issued] = {
+        one.dn: one for one in good if one.authority in plan.leaving and one.authority not in lost
+    }
     rows = (
         Standing(dn, old.not_after.isoformat(), again[dn].not_before.isoformat() if dn in again else "")
         for dn, old in last.items()
@@ -133,7 +142,7 @@ def finish(home: Path, *, settled: timedelta = SETTLED, now: datetime | None = N
     site = SiteFiles(home)
     with site.store.exclusive():
         for name in plan.leaving:
-            unpublish(site.trust, _put_away(home, name).chain()[0])
+            unpublish(site.trust, _put_away(site, name))
     site.publish()
     _plan(home).unlink()
     sync_directory(home / "ca")
@@ -217,16 +226,14 @@ def _first_crl(books: Books, name: str, authority: Authority) -> x509.Certificat
     return profiles.crl(CrlRequest((), number, begins, begins + life), authority)
 
 
-def _put_away(home: Path, name: str) -> Credential:
-    """Move certificate and key to HOME/ca/retired, from where they no longer count; return where they are."""
-    there, away = SiteFiles(home).credential(name), home / "ca" / "retired" / name
-    moved = Credential(away / there.cert.name, away / there.key.name)
+def _put_away(site: SiteFiles, name: str) -> x509.Certificate:
+    """Move a CA's key to HOME/ca/retired, which says that it counts no more; its certificate stays, for the record."""
+    there, away = site.credential(name), site.home / "ca" / "retired" / name
     away.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for source, target in ((there.cert, moved.cert), (there.key, moved.key)):
-        with contextlib.suppress(FileNotFoundError):  # moved before a kill, or the root's key, which is elsewhere
-            source.rename(target)
+    with contextlib.suppress(FileNotFoundError):  # moved before a kill, or a root's key, which is elsewhere
+        there.key.rename(away / there.key.name)
     sync_directory(away)
-    return moved
+    return there.chain()[0]
 
 
 def _needed(home: Path) -> Rollover:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,6 +125,20 @@ def test_revoking_works_for_both_in_between(home: Path) -> None:
             judged(home, host(home, name))
 
 
+def test_the_old_ca_s_key_was_stolen(home: Path) -> None:
+    """The root revokes it: whatever its thief signs is refused at once, and nobody stands on it any more."""
+    rollover.switch(home)
+    ca.renew_due(home, [host(home, "one")])
+    site = ca.SiteFiles(home)
+    assert judged(home, host(home, "two"))
+    ca.revoke(home, site.credential("issuing").cert)
+    with pytest.raises(TrustError, match="revoked"):
+        judged(home, host(home, "two"))
+    assert judged(home, host(home, "one")) and rollover.standing(home) == ()
+    assert rollover.finish(home) == ("issuing",)
+    assert judged(home, host(home, "one"))
+
+
 @pytest.mark.parametrize("killed", ["staged", "published", "moved"])
 def test_a_kill_is_made_good(home: Path, monkeypatch: pytest.MonkeyPatch, killed: str) -> None:
     """Killed between making, publishing and moving: the next start goes on with the same key."""
@@ -202,5 +217,7 @@ def test_on_the_command_line(home: Path) -> None:
     shown = json.loads(run("status", "--format", "json"))
     assert shown["rollover"]["coming"] == ["issuing-2"] and all(row["again"] for row in shown["standing"])
     assert "less than 24 h" in run("finish", code=1)
-    assert "destroy it" in run("finish", "--settled-hours", "0")
+    said = run("finish", "--settled-hours", "0")
+    assert "destroy it" in said and re.search(r"copy of the trust directory: \w{8}\.0 \w{8}\.r0 \w{8}\.signing", said)
+    assert [path.name for path in (home / "ca" / "retired").rglob("*.pem")] == ["issuing.key.pem"]
     assert "no roll-over" in run("status") and "no roll-over" in run("switch", code=1)
