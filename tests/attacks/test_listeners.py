@@ -12,7 +12,9 @@ import psutil
 import pytest
 from OpenSSL import SSL
 
+from certs.config import IdentityConfig
 from tests.helpers.grid import Grid
+from tests.helpers.gsiftp import Raw
 from tests.helpers.hello import (
     SOUND_12,
     SOUND_13,
@@ -190,6 +192,26 @@ def _flights(connection: SSL.Connection, way: Plain) -> bool:
             if answer := way(connection.bio_read(65536)):
                 connection.bio_write(answer)
     return False
+
+
+def test_data_port(attacked: Grid) -> None:
+    """Weak hellos, or none of TLS at all, to the port of a GridFTP transfer under way -> refused; nothing is sent."""
+    client = attacked.ready["client"]
+    identity = IdentityConfig(cert=client["cert"], key=client["key"], trust=client["ca_dir"])
+    weak = [Hello(TLS_1_2, weak_suites(TLS_1_2)), Hello(TLS_1_1, weak_suites(TLS_1_1)), Hello(groups=WEAK_GROUPS)]
+    for hello in (*weak, Hello()):
+        with Raw(_address(attacked.doors("se1")["gsiftp"])) as raw:
+            endpoint = raw.login(identity).private().passive()
+            raw.send("MLSD /areas/main")
+            way = Plain(endpoint)
+            choice = hello.ask(way)
+            way.close()
+        assert (choice.alert is None) == (hello not in weak), hello
+    with Raw(_address(attacked.doors("se1")["gsiftp"])) as raw:
+        way = Plain(raw.login(identity).private().passive())
+        raw.send("MLSD /areas/main")
+        assert b"Type=" not in way(b"GET / HTTP/1.1\r\n\r\n")
+        way.close()
 
 
 def test_ssh(attacked: Grid) -> None:
