@@ -11,10 +11,11 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography import x509
 
@@ -36,6 +37,8 @@ Side = Literal["server", "client"]
 # BCP 195 (RFC 9325 section 4.2), to which PS3.15 B.12 refers: forward secrecy and authenticated encryption only. DHE is
 # left out: RFC 9325 advises against it, and clients that know it know ECDHE as well.
 SOUND_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+# While bytes move, the far side's certificate is judged again this often (seconds)
+JUDGE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,49 @@ class _ServerObject(ssl.SSLObject):
             self._refused = error
             log.warning("tls_refused", reason=describe(error))
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "sending the alert") from error
+
+
+class RefusedMeanwhile(ssl.SSLError):
+    """The far side's certificate is refused by now; an SSLError, so that libraries end the connection for it."""
+
+
+class JudgedSocket(ssl.SSLSocket):
+    """A client's connection that judges the server's chain again while bytes move, at most once a second."""
+
+    _trust: Trust | None = None
+    _chain: VerifiedChain | None = None
+    _due = 0.0
+
+    def follow(self, trust: Trust) -> None:
+        """Judge by this trust from now on."""
+        self._trust = trust
+        self._due = time.monotonic() + JUDGE_SECONDS
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, unless the server is refused by now."""
+        self._judge()
+        return super().send(data, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        """Receive; what comes from a server that is refused by now is not handed out."""
+        got = super().recv_into(buffer, nbytes, flags)
+        self._judge()
+        return got
+
+    def _judge(self) -> None:
+        now = time.monotonic()
+        if self._trust is None or now < self._due:
+            return
+        self._due = now + JUDGE_SECONDS
+        try:
+            self._trust.reload_if_changed()
+            self._chain = self._chain or chain_of(self)
+            refusal = self._trust.refusal(self._chain)
+        except TrustError as error:
+            refusal = str(error)
+        if refusal is not None:
+            self._due = 0.0  # it stays refused
+            raise RefusedMeanwhile(ssl.SSL_ERROR_SSL, refusal)
 
 
 def server_context(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,16 +15,12 @@ from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
-from certs.errors import TrustError
-from certs.tls import ReloadingContext, chain_of, describe
-from certs.trust import Trust, VerifiedChain
+from certs.tls import JudgedSocket, RefusedMeanwhile, ReloadingContext, describe
+from certs.trust import Trust
 
 _SERVICES = 64
 _BLOCK = 256 * 1024  # bytes per send of a file-like body; the default of 16 KiB makes sixteen times the calls
 _SEND_TIMEOUT = 30.0  # seconds without any progress while sending a body
-
-# While bytes move, the server's certificate is judged again this often (seconds)
-_JUDGE_SECONDS = 1.0
 
 _NETWORK: dict[type[BaseException], str] = {
     ConnectionRefusedError: "connection refused; is the service running?",
@@ -33,49 +28,6 @@ _NETWORK: dict[type[BaseException], str] = {
     urllib3.exceptions.IncompleteRead: "the answer ended early",
     http.client.IncompleteRead: "the answer ended early",
 }
-
-
-class RefusedMeanwhile(ssl.SSLError):
-    """The server's certificate is refused by now; an SSLError, so that urllib3 ends the connection for it."""
-
-
-class JudgedSocket(ssl.SSLSocket):
-    """A connection that judges the server's chain again while bytes move, at most once a second."""
-
-    _trust: Trust | None = None
-    _chain: VerifiedChain | None = None
-    _due = 0.0
-
-    def follow(self, trust: Trust) -> None:
-        """Judge by this trust from now on."""
-        self._trust = trust
-        self._due = time.monotonic() + _JUDGE_SECONDS
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Send, unless the server is refused by now."""
-        self._judge()
-        return super().send(data, flags)
-
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """Receive; what comes from a server that is refused by now is not handed out."""
-        got = super().recv_into(buffer, nbytes, flags)
-        self._judge()
-        return got
-
-    def _judge(self) -> None:
-        now = time.monotonic()
-        if self._trust is None or now < self._due:
-            return
-        self._due = now + _JUDGE_SECONDS
-        try:
-            self._trust.reload_if_changed()
-            self._chain = self._chain or chain_of(self)
-            refusal = self._trust.refusal(self._chain)
-        except TrustError as error:
-            refusal = str(error)
-        if refusal is not None:
-            self._due = 0.0  # it stays refused
-            raise RefusedMeanwhile(ssl.SSL_ERROR_SSL, refusal)
 
 
 class _GridConnection(HTTPSConnection):

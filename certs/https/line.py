@@ -14,8 +14,7 @@ from contextlib import suppress
 import requests
 
 from certs.errors import TrustError
-from certs.https.adapter import RefusedMeanwhile
-from certs.tls import chain_of
+from certs.tls import RefusedMeanwhile, chain_of
 from certs.trust import Trust, VerifiedChain
 
 _RAW_BYTES = 256 * 1024  # received at once, before decryption

@@ -67,9 +67,13 @@ class TlsCaller:
         self._pinned = tls.client_context(identity, profile=tls.Profile(host_name=False))
 
     def secure(self, sock: socket.socket, peer: PeerAddress) -> ssl.SSLSocket:
-        """Shake hands within the socket's timeout. Raises PeerRefused or another OSError."""
+        """Shake hands within the socket's timeout; who is refused later gets no more bytes, within a second.
+
+        Raises PeerRefused or another OSError.
+        """
         made = self._pinned if peer.certificate else self._named
         made.refresh()
+        made.context.sslsocket_class = tls.JudgedSocket
         try:
             connection = made.context.wrap_socket(sock, server_hostname=peer.host)
         except ssl.SSLError as error:
@@ -79,6 +83,8 @@ class TlsCaller:
         except PeerRefused:
             connection.close()
             raise
+        if isinstance(connection, tls.JudgedSocket):
+            connection.follow(made.trust)
         return connection
 
     def _check(self, connection: ssl.SSLSocket, made: tls.ReloadingContext, peer: PeerAddress) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from pathlib import Path
 
 import pytest
+from pynetdicom import AE, evt
 
 from bench.revocation import CHANNELS, DICOM_TLS, KEPT_ALIVE, Ground, revoked_among
 from certs import ca
-from tests.helpers.grid import Grid
+from dgis.demo.viewer import Viewer
+from tests.helpers.dicomfiles import images, synth
+from tests.helpers.grid import Grid, free_port
 from tests.unit.dgis.dimse.raw import associate, read_pdu
 
 WITHIN = 6.0  # a busy machine; bench/revocation.py has what it is on a quiet one
@@ -60,3 +64,34 @@ def test_on_a_silent_association(ground: Ground, begun: bytes) -> None:
         assert time.monotonic() - began < WITHIN
     log = (ground.grid.home / "log" / "dgis.log").read_text(errors="replace")
     assert "an association was cut" in log and f"silent-{len(begun)} is revoked" in log
+
+
+def test_a_destination(ground: Ground, tmp_path: Path) -> None:
+    """A destination of C-MOVE over DICOM TLS, revoked in the middle -> gets no more; the rest is reported as failed."""
+    grid, credential, port = ground.grid, ground.credential("destination"), free_port()
+    size = ("--studies", "1", "--series", "1", "--instances", "30", "--rows", "16", "--cols", "16")
+    sent = images(synth(tmp_path / "images", *size))
+    mover = Viewer(title="MOVER", called="DGIS", host="127.0.0.1", port=grid.port)
+    assert {status for _, status in mover.store(sent)} == {0x0000}
+    named = ("--host", "127.0.0.1", "--port", str(port), "--tls", "--certificate", str(credential.dn()))
+    grid.cli("ae", "add", "REVOKED", *named)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=grid.ready["client"]["ca"])
+    context.load_cert_chain(credential.cert, credential.key)
+    came: list[str] = []
+
+    def slowly(event: evt.Event) -> int:
+        came.append(str(event.request.AffectedSOPInstanceUID))
+        if len(came) == 3:
+            ca.revoke(grid.home, credential.cert)
+        time.sleep(0.3)
+        return 0x0000
+
+    ae = AE("REVOKED")
+    ae.add_supported_context(sent[0].sop_class_uid, sent[0].transfer_syntax_uid)
+    handlers = [(evt.EVT_C_STORE, slowly)]
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=context)
+    try:
+        completed, failed = mover.move([sent[0].study_uid], "REVOKED")
+    finally:
+        server.shutdown()
+    assert 3 <= len(came) < 15 and completed <= len(came) and completed + failed == len(sent)
