@@ -29,6 +29,7 @@ from certs.config import IdentityConfig
 from certs.credential import Credential
 from certs.errors import CertsError
 from certs.https.session import GridSession
+from dgis.localgrid import write_atomic
 from storage_provider.channel import ObjectSpec
 from storage_provider.channels import open_channels
 from storage_provider.checksum import digests_of
@@ -113,7 +114,8 @@ class Ground:
         """Let the certificates of these be known over SSH."""
         for one in credentials:
             name = one.cert.name.removesuffix(".cert.pem")
-            (self.grid.home / "ssh_peers" / f"{name}.pem").write_bytes(one.cert.read_bytes())
+            # By rename, as everywhere: what is overwritten in place is noticed some seconds later
+            write_atomic(self.grid.home / "ssh_peers" / f"{name}.pem", one.cert.read_bytes())
 
     def identity(self, credential: Credential) -> IdentityConfig:
         """What a client of it stands on."""

@@ -28,7 +28,7 @@ from tests.helpers.grid import Grid, free_port, wait_until
 from tests.unit.dgis.dimse.raw import associate, read_pdu
 
 VERIFICATION, IMPLICIT = "1.2.840.10008.1.1", "1.2.840.10008.1.2"
-SETTLE = 1.5  # between the steps, so that each is seen by everybody
+SETTLE = 3.0  # between the steps, so that each is seen by everybody
 
 
 @pytest.fixture

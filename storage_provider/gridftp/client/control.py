@@ -11,6 +11,7 @@ import time
 from collections import deque
 
 from certs.errors import TrustError
+from certs.files import signature_of
 from certs.tls import ReloadingContext, chain_of, describe
 from certs.trust import VerifiedChain
 from storage_provider.errors import Denied, Refused, StorageError, Unreachable
@@ -51,6 +52,7 @@ class Control:
         self._judged_at = time.monotonic()
         self._refusal: str | None = None
         self._generation, self._good_until = -1, 0.0
+        self._shown = signature_of(tls.credential.cert)
         self._sock = self._connected()
         try:
             self.chain = self._login()
@@ -130,6 +132,10 @@ class Control:
         trust = self._tls.trust
         trust.reload_if_changed()
         return trust.refusal(self.chain) is None
+
+    def shows_our_newest(self) -> bool:
+        """Tell whether our certificate is still the one that was shown: the CA of an older one may be about to go."""
+        return signature_of(self._tls.credential.cert) == self._shown
 
     def judge_again(self, *, now: bool = False) -> None:
         """Raise Denied, once and from then on, when the server's certificate is refused by now.

@@ -85,7 +85,7 @@ class Session:
         """Tell whether an idle session can be used again."""
         if self.link is not None and not self.link.idle():
             self.drop_link()
-        return self.control.alive() and self.control.still_trusted()
+        return self.control.alive() and self.control.still_trusted() and self.control.shows_our_newest()
 
     def close(self) -> None:
         """Close both connections."""
