@@ -152,7 +152,7 @@ class Committer:
         if unregistered is None:
             return None
         try:
-            request = LocateRequest(instances=tuple(sorted(wanted)))
+            request = LocateRequest(purpose="commit", instances=tuple(sorted(wanted)))
             located = list(self._catalog.locate(request, acting_for=group[0].acting_for))
             conflicts = self._catalog.conflicts("open", limit=_CONFLICTS_READ)
         except CatalogError as error:

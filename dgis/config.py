@@ -88,6 +88,12 @@ class DgisConfig(Table):
         return self.issuer or self.site
 
 
+class PolicyConfig(Table):
+    """`[policy]`: with `required`, AEs may do nothing before this node knows the VO's policy."""
+
+    required: bool = False
+
+
 class DimseConfig(Table):
     """`[dimse]`: the local side. `also_called` lists further AE titles that this node answers to.
 
@@ -249,6 +255,7 @@ class NodeConfig(Table):
     https: ListenConfig = ListenConfig()
     identity: IdentityConfig
     catalog: CatalogConfig
+    policy: PolicyConfig = PolicyConfig()
     unknown_ae: UnknownAeConfig = UnknownAeConfig()
     learned_destinations: LearnedDestinationsConfig = LearnedDestinationsConfig()
     transcoding: TranscodingConfig = TranscodingConfig()

@@ -59,5 +59,13 @@ class SearchRefused(DgisError):
     """The catalog will not answer this query: it asks for something that cannot be matched. Permanent."""
 
 
+class SearchForbidden(SearchRefused):
+    """The VO's policy lets this caller find nothing at all."""
+
+
+class RetrieveForbidden(DgisError):
+    """The VO's policy lets this caller retrieve nothing at all."""
+
+
 class RetrieveUnavailable(DgisError):
     """The catalog could not be asked where the instances are; says nothing about whether they exist."""

@@ -26,6 +26,7 @@ log = get_log()
 _TICK_SECONDS = 1.0
 _REFRESH_SECONDS, _REFRESH_EMPTY_SECONDS = 10.0, 1.0
 _PROBE_IDLE_SECONDS = 5.0
+_POLICY_SECONDS = 3.0
 _EMPTY = Backlog(0, 0, 0.0, 0)
 
 
@@ -54,8 +55,10 @@ class Housekeeper:
         metrics: Metrics,
         errors: ErrorList,
         fill: Callable[[Board], Board],
+        policy: Callable[[], None] | None = None,
     ) -> None:
-        """`fill` adds to the board what the other parts of the worker know."""
+        """`fill` adds to the board what the other parts of the worker know; `policy` renews the copy of the VO's."""
+        self._policy, self._policy_at = policy, float("-inf")
         self._spool, self._elements, self._engine = spool, elements, engine
         self._metrics, self._errors, self._fill = metrics, errors, fill
         self._writer = BoardWriter(spool.root)
@@ -75,6 +78,7 @@ class Housekeeper:
         """Do what is due; never raises."""
         try:
             self._refresh_if_due()
+            self._policy_if_due()
             for doors in self._elements.due_probes(idle=_PROBE_IDLE_SECONDS):
                 self._errand(f"probe {doors.se}", partial(self._probe, doors))
             self._count()
@@ -88,6 +92,11 @@ class Housekeeper:
         if self._refresh_backoff.due and time.monotonic() - self._refreshed_at >= wait:
             self._refreshed_at = time.monotonic()
             self._errand("refresh", self._refresh)
+
+    def _policy_if_due(self) -> None:
+        if self._policy is not None and time.monotonic() - self._policy_at >= _POLICY_SECONDS:
+            self._policy_at = time.monotonic()
+            self._errand("policy", partial(self._renew_policy, self._policy))
 
     def _errand(self, name: str, work: Callable[[], None]) -> None:
         """Start a piece of network work, unless the same one is still out."""
@@ -110,6 +119,12 @@ class Housekeeper:
         except CatalogError as error:
             self._refresh_backoff.failed()
             self._errors.add("storage elements", f"{type(error).__name__}: {error}")
+
+    def _renew_policy(self, renew: Callable[[], None]) -> None:
+        try:
+            renew()
+        except (CatalogError, OSError) as error:
+            self._errors.add("policy", f"{type(error).__name__}: {error}")
 
     def _probe(self, doors: Doors) -> None:
         try:

@@ -96,6 +96,10 @@ class Paths:
         return self.home / "gridmap"
 
     @property
+    def policy(self) -> Path:
+        return self.home / "policy.toml"
+
+    @property
     def ssh_peers(self) -> Path:
         return self.home / "ssh_peers"
 
@@ -237,6 +241,27 @@ def _any_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def policy_text(operator: str) -> str:
+    """The policy that a new local grid begins with: on this machine, whom the AE table admits may do everything."""
+    return f'''# Who may do what in this grid. Change it, then: dgis policy put policy.toml
+# Groups name people by DN and application entities as ae:TITLE@SITE; docs/policy.md explains every word.
+vo = "local grid"
+
+[groups]
+operators = ["{operator}"]
+
+[[grant]]
+name = "one machine, one team"
+to = ["anyone"]
+roles = ["viewer", "contributor", "exchange"]
+
+[[grant]]
+name = "operation"
+to = ["operators"]
+roles = ["operator"]
+'''
 
 
 def write_atomic(path: Path, content: bytes) -> None:

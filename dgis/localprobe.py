@@ -9,6 +9,7 @@ from catalog.client import CatalogClient
 from catalog.errors import CatalogError
 from catalog.wire import Site, StorageElement
 from certs.config import IdentityConfig
+from certs.dn import DN
 from certs.errors import Answered, ServiceError
 from certs.https.session import GridSession
 from dgis import localgrid
@@ -52,6 +53,19 @@ class Probe:
         from dgis.dimse.echo import echo
 
         self._until(f"AE {aet} at {host}:{port}", lambda: echo(host, port, called_aet=aet, calling_aet="DGISUP").ok)
+
+    def put_first_policy(self, paths: Paths, ports: Mapping[str, int]) -> None:
+        """Put HOME/policy.toml in force, written first when it is not there, unless the catalog has a policy."""
+        client = CatalogClient(self._session, localgrid.service_url(ports["catalog"]))
+        try:
+            if client.policy() is not None:
+                return
+            if not paths.policy.exists():
+                name = str(DN.from_name(paths.credential("operator").chain()[0].subject))
+                localgrid.write_atomic(paths.policy, localgrid.policy_text(name).encode())
+            client.put_policy(paths.policy.read_text(encoding="utf-8"), follows=0)
+        except CatalogError as error:
+            raise GridHomeError(f"{paths.policy} could not be put in force: {error}") from error
 
     def register_elements(self, options: GridOptions, ports: Mapping[str, int]) -> None:
         """Tell the catalog the site and where its storage elements are reached today."""

@@ -43,6 +43,7 @@ from dgis.ingest import Ingest, Promise
 from dgis.metrics import Metrics, make_metrics
 from dgis.processes import NodeError, read_process_table
 from dgis.retrieve import Retrieve
+from dgis.rights import PolicyCopy, Rights, policy_file
 from dgis.search import Search
 from dgis.sources import BlameReporter, Sources
 from dgis.spool import Spool
@@ -159,7 +160,8 @@ def run_worker(node: NodeConfig, config: Path) -> None:
             report=node.dgis.commit_report,
         ),
     )
-    worker = Worker(spool, catalog, engine, settings, make_metrics(), commitment=commitment)
+    policy = PolicyCopy(catalog, policy_file(spool.root))
+    worker = Worker(spool, catalog, engine, settings, make_metrics(), commitment=commitment, policy=policy.refresh)
     settle_memory()
     worker.run(stop)
 
@@ -248,6 +250,7 @@ def _services(node: NodeConfig, config: Path, metrics: Metrics) -> Services:
         adapter=make_adapter(node, metrics),
         commitment=CommitmentStore(node.dgis.spool),
         commit_answers=CommitAnswers(node.dgis.spool),
+        rights=Rights(policy_file(node.dgis.spool), required=node.policy.required),
         replaced=metrics.replaced_characters.inc,
     )
 

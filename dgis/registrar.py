@@ -57,12 +57,13 @@ class Registrar:
         catalog: RegisterCatalog,
         *,
         node: str,
+        site: str = "",
         metrics: Metrics,
         errors: ErrorList,
         on_registered: OnRegistered,
     ) -> None:
-        """`node` is this DGIS's name: the location of the `spooled` copies."""
-        self._spool, self._catalog, self._node = spool, catalog, node
+        """`node` is this DGIS's name, the location of the `spooled` copies; `site` is where it stands."""
+        self._spool, self._catalog, self._node, self._site = spool, catalog, node, site
         self._metrics, self._errors, self._on_registered = metrics, errors, on_registered
         self._intake = Intake(spool, errors)
         self.backoff = Backoff()
@@ -142,7 +143,8 @@ class Registrar:
         return answered
 
     def _call(self, entries: list[SpoolEntry]) -> Iterator[_Answered]:
-        batch = RegisterBatch(instances=tuple(to_instance(entry.record, node=self._node) for entry in entries))
+        instances = tuple(to_instance(entry.record, node=self._node) for entry in entries)
+        batch = RegisterBatch(instances=instances, site=self._site)
         results = list(self._catalog.register(batch, acting_for=entries[0].record.acting_for))
         if len(results) != len(entries):
             raise CatalogError("the catalog answered another number of records than it was given", permanent=False)

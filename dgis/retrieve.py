@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from catalog.errors import CatalogError
+from catalog.errors import CatalogError, CatalogForbidden
 from catalog.wire import Located, LocateRequest
 from certs.log import get_log
 from dgis.elements import Elements
-from dgis.errors import RetrieveUnavailable
+from dgis.errors import RetrieveForbidden, RetrieveUnavailable
 from dgis.lanes import Blocks, Lane, Lanes
 from dgis.metrics import Metrics
 from dgis.part10 import Part10Error, data_set_offset
@@ -136,10 +136,15 @@ class Retrieve:
         self._metrics, self._ahead = metrics, ahead or ReadAhead()
 
     def plan(self, request: LocateRequest, *, acting_for: str | None = None) -> Plan:
-        """Return every matching instance, in order. Raises RetrieveUnavailable when the catalog did not answer."""
+        """Return every matching instance that may be had, in order.
+
+        Raises RetrieveUnavailable when the catalog did not answer, RetrieveForbidden when it can be none.
+        """
         try:
             self._elements.refresh_if_older(_ELEMENTS_SECONDS)
             found = self._locate(request, acting_for)
+        except CatalogForbidden as error:
+            raise RetrieveForbidden(str(error)) from error
         except CatalogError as error:
             log.warning("locate failed", error=type(error).__name__)
             raise RetrieveUnavailable("the catalog did not say where the instances are") from error

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from catalog.errors import CatalogError, CatalogRefused
+from catalog.errors import CatalogError, CatalogForbidden, CatalogRefused
 from catalog.wire import Query, Row
 from certs.log import get_log
-from dgis.errors import SearchIncomplete, SearchRefused
+from dgis.errors import SearchForbidden, SearchIncomplete, SearchRefused
 from dgis.metrics import Metrics
 
 log = get_log()
@@ -58,6 +58,8 @@ class Search:
         try:
             with contextlib.closing(self._catalog.query(asked, acting_for=acting_for)) as rows:
                 yield from rows
+        except CatalogForbidden as error:
+            raise SearchForbidden(str(error)) from error
         except CatalogRefused as error:
             raise SearchRefused(str(error)) from error
         except CatalogError as error:

@@ -102,8 +102,12 @@ class Worker:
         metrics: Metrics,
         *,
         commitment: Commitments | None = None,
+        policy: Callable[[], None] | None = None,
     ) -> None:
-        """Make the parts; nothing starts before `run`. Without `commitment` nobody cares for storage commitment."""
+        """Make the parts; nothing starts before `run`.
+
+        Without `commitment` nobody cares for storage commitment; `policy` renews the node's copy of the VO's policy.
+        """
         self._spool, self._catalog, self._engine = spool, catalog, engine
         self._settings, self._metrics = settings, metrics
         self._errors = ErrorList()
@@ -122,11 +126,14 @@ class Worker:
             spool,
             catalog,
             node=settings.plan.node,
+            site=settings.plan.site,
             metrics=metrics,
             errors=self._errors,
             on_registered=self._registered,
         )
-        self._house = Housekeeper(spool, self.elements, engine, metrics=metrics, errors=self._errors, fill=self._fill)
+        self._house = Housekeeper(
+            spool, self.elements, engine, metrics=metrics, errors=self._errors, fill=self._fill, policy=policy
+        )
         self._committer = self._make_committer(commitment) if commitment is not None else None
         self._counters = {"registered": 0, "freed": 0}
         self._rescanned_at = time.monotonic()

@@ -25,6 +25,7 @@ _COMMANDS = {
     "find": ("dgis.cli.find", "C-FIND: query any AE."),
     "get": ("dgis.cli.get", "C-GET: fetch from any AE into files."),
     "import": ("dgis.cli.importing", "File studies from disk or a DICOMDIR medium."),
+    "policy": ("dgis.cli.policy", "The VO's policy: who may do what, shares, labels, broken glasses."),
     "se": ("dgis.cli.se", "Storage elements: which there are, and their doors."),
     "move": ("dgis.cli.move", "C-MOVE: have any AE send to another."),
     "send": ("dgis.cli.send", "C-STORE: send files to any AE."),

@@ -38,6 +38,7 @@ def list_command(*, home: Path, config: Path | None, fmt: Format) -> None:
             "issuer": entry.issuer,
             "tls": entry.tls,
             "certificate": entry.certificate,
+            "identity": entry.identity,
             "charset": entry.charset,
             "find_limit": entry.find_limit,
             "requesters": list(entry.requesters),
@@ -58,6 +59,7 @@ def _learned_row(one: Learned) -> dict[str, object]:
         "issuer": "",
         "tls": one.tls,
         "certificate": one.certificate,
+        "identity": "",
         "charset": "",
         "find_limit": None,
         "requesters": [],
@@ -83,6 +85,7 @@ def _rights(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[R
 @click.option("--issuer", default="", help="Issuer of its patient IDs when a data set names none.")
 @click.option("--tls", is_flag=True, help="Its port is a DICOM TLS port.")
 @click.option("--certificate", default="", metavar="DN", help="Subject of the certificate it must show, over TLS.")
+@click.option("--identity", default="", metavar="DN", help="Who it is for the VO's policy (default: ae:TITLE@SITE).")
 @click.option("--charset", default="", metavar="TERM", help="The one character set that it reads, like ISO_IR 100.")
 @click.option("--find-limit", type=click.IntRange(1), help="Answers to one C-FIND, in place of the node's.")
 @node_options
@@ -96,6 +99,7 @@ def add_command(
     issuer: str,
     tls: bool,
     certificate: str,
+    identity: str,
     charset: str,
     find_limit: int | None,
     requesters: tuple[str, ...],
@@ -115,6 +119,7 @@ def add_command(
             issuer=issuer,
             tls=tls,
             certificate=certificate,
+            identity=identity,
             charset=charset,
             find_limit=find_limit,
             requesters=requesters,

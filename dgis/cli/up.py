@@ -142,6 +142,7 @@ class _Grid:
         probe = Probe(self.paths, deadline=time.monotonic() + READY_SECONDS, given_up=self._given_up)
         for name in ("catalog", *self.options.provider_names):
             probe.wait_https(name, localgrid.service_url(self.ports[name]))
+        probe.put_first_policy(self.paths, self.ports)
         probe.register_elements(self.options, self.ports)
         extra = ("--respawn",) if self.respawn else ("--no-respawn",)
         self.supervisor.start(self._child("dgis", "dgis", *extra))

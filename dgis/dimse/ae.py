@@ -9,6 +9,7 @@
     issuer = "HOSPITAL-A"   # of its patient IDs when a data set names none
     requesters = ["self"]   # who may move to it; nobody named: every AE with the right to move
     tls = true              # the port above speaks DICOM TLS
+    identity = "/O=Hospital A/CN=reading room"  # who it is for the VO's policy; without: ae:TITLE@SITE
     certificate = "/O=Hospital A/CN=viewer1"    # it calls, and answers, with this certificate only
     charset = "ISO_IR 100"  # answer its queries in this set, whatever it asks in
     find_limit = 500        # answers to one C-FIND
@@ -81,6 +82,7 @@ class AeEntry(BaseModel):
     issuer: str = ""
     networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     certificate: Annotated[str, AfterValidator(_dn)] = ""  # subject DN: who calls, and who answers there, over TLS
+    identity: Annotated[str, AfterValidator(_dn)] = ""  # who it is for the VO's policy, when it shows no certificate
     tls: bool = False  # the destination's port is a DICOM TLS port
     charset: Annotated[str, AfterValidator(_charset)] = ""  # the only one that it reads; "" means what it asks in
     find_limit: int | None = Field(default=None, ge=1)  # of answers to a C-FIND, in place of the node's
@@ -125,6 +127,7 @@ class Caller:
     known: bool
     charset: str = ""
     find_limit: int | None = None
+    identity: str = ""
 
 
 class AeTable:
@@ -199,7 +202,13 @@ class AeTable:
 
 def _caller(title: str, entry: AeEntry) -> Caller:
     return Caller(
-        title, frozenset(entry.rights), entry.issuer, known=True, charset=entry.charset, find_limit=entry.find_limit
+        title,
+        frozenset(entry.rights),
+        entry.issuer,
+        known=True,
+        charset=entry.charset,
+        find_limit=entry.find_limit,
+        identity=entry.identity,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from catalog.wire import Located, LocateRequest, Query, Row
+from certs.vo.policy import Action
 from dgis.commit_answers import Answered
 from dgis.commitment import ReportBy, Transaction
 from dgis.dimse.ae import AeTable
@@ -78,6 +79,13 @@ class Search(Protocol):
 
     def find(self, query: Query, *, acting_for: str | None) -> Iterator[Row]:
         """Yield one row per entity. Raises SearchIncomplete after the rows it has."""
+
+
+class Rights(Protocol):
+    """The VO's policy as this node knows it (`dgis.rights.Rights`). Thread-safe."""
+
+    def refusal(self, actor: str, action: Action) -> str:
+        """Say why an actor may not do something with any study; empty when there may be one."""
 
 
 class Plan(Protocol):
@@ -191,7 +199,7 @@ def ignore(_count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The use cases and the AE table."""
+    """The use cases, the AE table and the VO's policy."""
 
     ingest: Ingest
     search: Search
@@ -201,4 +209,5 @@ class Services:
     commit_answers: Answers | None = None  # None: we never ask others
     adapter: Adapter | None = None  # None: everything goes out as it is stored
     destinations: Destinations | None = None  # None: of the AE table alone
+    rights: Rights | None = None  # None: the AE table decides alone
     replaced: Callable[[int], None] = ignore  # counts characters that a forced character set does not have

@@ -16,6 +16,7 @@ PROCESSING_FAILURE: Final = 0x0110
 SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
 NOT_AUTHORISED: Final = 0x0124
 UNRECOGNISED_OPERATION: Final = 0x0211
+NOT_BY_POLICY: Final = "the policy of the VO does not allow it to this AE"  # an Error Comment (LO)
 
 # N-ACTION and N-EVENT-REPORT, PS3.7 10.1.1.1.8 and 10.1.4.1.10
 NO_SUCH_INSTANCE: Final = 0x0112

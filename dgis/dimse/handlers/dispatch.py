@@ -15,6 +15,7 @@ from dgis.dimse.command import Answer, Command, Field
 from dgis.dimse.handlers.commit import commit, is_report_answer, take_event
 from dgis.dimse.handlers.find import find
 from dgis.dimse.handlers.operation import Operation, Session
+from dgis.dimse.handlers.policy import ACTION_OF, refused_by_policy
 from dgis.dimse.handlers.retrieve import get, move
 from dgis.dimse.handlers.rows import Pumps
 from dgis.dimse.handlers.store import StoreSink
@@ -90,8 +91,8 @@ class Dispatcher:
             association_id=number,
             caller=caller,
             record=record,
-            # The verified name says more than the title that anybody on the network may use.
-            acting_for=request.certificate or f"ae:{request.calling}@{self._settings.site}",
+            # The verified name says more than who the table takes it for, and that more than a title anybody may use.
+            acting_for=request.certificate or caller.identity or f"ae:{request.calling}@{self._settings.site}",
             issuer=caller.issuer or self._settings.issuer,
             slot=self._key(request.calling),
         )
@@ -141,7 +142,7 @@ class Dispatcher:
     def open_sink(self, association: GridAssociation, context: Context, command: Command) -> Sink | None:
         """Stream the data set of a C-STORE-RQ into the spool; collect everything else."""
         if command.field == Field.C_STORE and negotiation.service_of(context.abstract_syntax) is Service.STORE:
-            return StoreSink(association, context, command, self._services.ingest)
+            return StoreSink(association, context, command, self._services)
         return None
 
     def quick(self, association: GridAssociation, message: Message) -> bool:
@@ -190,6 +191,11 @@ class Dispatcher:
             session.record.unauthorised += 1
             log.warning("not authorised", calling=session.caller.title, right=service.value)
             return Answer(status.NOT_AUTHORISED, f"this AE may not {service.value}")
+        action = ACTION_OF.get(field)
+        if action is not None and refused_by_policy(self._services.rights, session.acting_for, action):
+            session.record.unauthorised += 1
+            log.warning("not by policy", calling=session.caller.title, actor=session.acting_for, action=action)
+            return Answer(status.NOT_AUTHORISED, status.NOT_BY_POLICY)
         if message.oversize and wanted is Service.COMMIT:
             return Answer(status.RESOURCE_LIMITATION, "too many instances in one transaction")
         if message.oversize:

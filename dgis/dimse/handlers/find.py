@@ -14,7 +14,7 @@ from dgis.dimse.negotiation import PATIENT_ROOT_FIND
 from dgis.dimse.record import log
 from dgis.dimse.services import DimseSettings, Services
 from dgis.dimse.values import IdentifierError
-from dgis.errors import SearchIncomplete, SearchRefused
+from dgis.errors import SearchForbidden, SearchIncomplete, SearchRefused
 
 _AT_ONCE = 64  # responses in one write
 
@@ -77,6 +77,8 @@ def _answer(operation: Operation, session: Session, request: FindRequest, pump: 
                 return Answer(status.FIND_OUT_OF_RESOURCES, f"more than {sent} matches, ask for less")
     except SearchIncomplete:
         return Answer(status.CATALOG_UNREACHABLE, "incomplete: a catalog did not answer")
+    except SearchForbidden:
+        return Answer(status.NOT_AUTHORISED, status.NOT_BY_POLICY)
     except SearchRefused:
         return Answer(status.UNABLE_TO_PROCESS, "the catalog cannot answer this query")
     return Answer(status.CANCELLED if operation.cancelled() else status.SUCCESS)

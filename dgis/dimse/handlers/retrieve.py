@@ -15,6 +15,7 @@ from dgis.dimse import status
 from dgis.dimse.answer import failed_uids
 from dgis.dimse.command import Answer, Counts, MoveOriginator
 from dgis.dimse.handlers.operation import CANCEL_PATIENCE, HEARTBEAT, Operation, Session
+from dgis.dimse.handlers.policy import StillPermitted
 from dgis.dimse.identifier import locate_request
 from dgis.dimse.learned import Destinations, seen_now
 from dgis.dimse.outgoing import AS_STORED, Adapter, Outgoing, Route, context_for
@@ -26,7 +27,7 @@ from dgis.dimse.scu import StoreSender, comment_of, outcome
 from dgis.dimse.sending import Buffer, send_data_set
 from dgis.dimse.services import Failed, Fetched, Held, Plan, Services
 from dgis.dimse.values import IdentifierError
-from dgis.errors import RetrieveUnavailable
+from dgis.errors import RetrieveForbidden, RetrieveUnavailable
 from dgis.transcode.errors import TranscodeError
 
 _MAX_REASONS = 20  # of one retrieve, in the log
@@ -130,6 +131,9 @@ def _retrieve(
     except IdentifierError as error:
         operation.finish(Answer(error.status, error.comment, error.offending))
         return
+    except RetrieveForbidden:
+        operation.finish(Answer(status.NOT_AUTHORISED, status.NOT_BY_POLICY))
+        return
     except RetrieveUnavailable:
         operation.finish(Answer(status.CATALOG_UNREACHABLE, "the catalog did not answer"))
         return
@@ -141,8 +145,9 @@ def _retrieve(
         if progress.total:
             operation.pending(progress.answer(status.PENDING))
         stop = _Stop(operation, sender)
+        permitted = StillPermitted(services.retrieve, session.acting_for, plan.instances)
         with closing(services.retrieve.fetch(plan, acting_for=session.acting_for, cancelled=stop)) as results:
-            _send_all(operation, sender, results, progress)
+            _send_all(operation, sender, results, progress, permitted)
         operation.keep_alive(None)
         _finish(operation, session, plan, progress)
 
@@ -159,11 +164,18 @@ class _Stop:
 
 
 def _send_all(
-    operation: Operation, sender: Sender, results: Iterator[Fetched | Held | Failed], progress: Progress
+    operation: Operation,
+    sender: Sender,
+    results: Iterator[Fetched | Held | Failed],
+    progress: Progress,
+    permitted: Callable[[str], bool],
 ) -> None:
     for result in results:
         uid = result.located.instance_uid
         reason = getattr(result, "reason", None)
+        if reason is None and not permitted(uid):
+            cast("Fetched | Held", result).release()
+            reason = status.NOT_BY_POLICY
         if reason is not None:
             progress.count(uid, "failed", reason)
         else:

@@ -9,11 +9,12 @@ from dgis.dimse import command as dimse
 from dgis.dimse import status
 from dgis.dimse.command import Answer, Command
 from dgis.dimse.handlers.operation import Session
+from dgis.dimse.handlers.policy import refused_by_policy
 from dgis.dimse.negotiation import Context
 from dgis.dimse.record import log
 from dgis.dimse.runtime.association import GridAssociation
 from dgis.dimse.runtime.sockets import PeerGone
-from dgis.dimse.services import Incoming, Ingest
+from dgis.dimse.services import Incoming, Services
 from dgis.errors import DgisError
 from dgis.record import Arrival
 
@@ -25,7 +26,7 @@ class StoreSink:
     sent its last fragment.
     """
 
-    def __init__(self, association: GridAssociation, context: Context, command: Command, ingest: Ingest) -> None:
+    def __init__(self, association: GridAssociation, context: Context, command: Command, services: Services) -> None:
         """Begin an object, or note why not."""
         self._association = association
         self._context = context
@@ -38,8 +39,12 @@ class StoreSink:
             self._session.record.unauthorised += 1
             self._answer = Answer(status.NOT_AUTHORISED, "this AE may not store")
             return
+        if refused_by_policy(services.rights, self._session.acting_for, "store"):
+            self._session.record.unauthorised += 1
+            self._answer = Answer(status.NOT_AUTHORISED, status.NOT_BY_POLICY)
+            return
         with self._answering():
-            self._incoming = ingest.begin(self._arrival())
+            self._incoming = services.ingest.begin(self._arrival())
 
     def write(self, piece: memoryview) -> None:
         """Take the next fragment."""

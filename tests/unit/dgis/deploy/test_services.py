@@ -128,7 +128,7 @@ def test_aes_have_their_rights_where_they_are_and_nobody_elsewhere(tmp_path: Pat
         etc / "node/ae.toml", unknown=UnknownAe(frozenset(unknown.rights), networks=tuple(unknown.networks))
     )
     assert table.caller("CT1", "10.20.7.9").rights == {"echo", "store", "commit"}
-    assert table.caller("CT1", "10.20.8.9").rights == {"echo"}
+    assert table.caller("CT1", "10.20.8.9").rights == frozenset()  # bound to its network: nobody else has the title
     # Without networks of its own an AE calls from where DIMSE is open
     assert table.caller("VIEWER1", "10.20.99.9").rights == {"echo", "find", "move", "get"}
     assert table.caller("VIEWER1", "192.0.2.99").rights == frozenset()
