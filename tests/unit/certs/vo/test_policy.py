@@ -158,3 +158,12 @@ def test_twice_the_same_name_and_a_file_that_is_not_there(tmp_path: Path) -> Non
         parse_policy(twice)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_policy(tmp_path / "policy.toml")
+
+
+def test_the_policy_of_the_documentation_says_what_its_page_says() -> None:
+    page = (Path(__file__).resolve().parents[4] / "docs" / "policy.md").read_text()
+    policy = parse_policy(page.split("```toml\n")[1].split("```")[0])
+    study = StudyFacts(sites=frozenset({"lf1"}), modalities=frozenset({"MR"}))
+    answer = explain(policy, "ae:VIEWER1@lf1", "retrieve", study)
+    assert answer.text in " ".join(page.split())
+    assert may("ae:CT7@fnb", "store", policy=policy) and not may("/O=Grid/OU=LF1/CN=op", "find", study, policy=policy)
