@@ -166,4 +166,5 @@ def test_the_policy_of_the_documentation_says_what_its_page_says() -> None:
     study = StudyFacts(sites=frozenset({"lf1"}), modalities=frozenset({"MR"}))
     answer = explain(policy, "ae:VIEWER1@lf1", "retrieve", study)
     assert answer.text in " ".join(page.split())
-    assert may("ae:CT7@fnb", "store", policy=policy) and not may("/O=Grid/OU=Operation/CN=op", "find", study, policy=policy)
+    assert may("ae:CT7@fnb", "store", policy=policy)
+    assert not may("/O=Grid/OU=Operation/CN=op", "find", study, policy=policy)
