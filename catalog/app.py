@@ -124,7 +124,7 @@ def _registry_routes(app: FastAPI, service: CatalogService, threads: _Threads) -
         after: Annotated[int, Query(ge=0, le=2**62)] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     ) -> list[wire.Change]:
-        return await threads.read(lambda: service.store.changes(after=after, limit=limit))
+        return await threads.read(lambda: service.changes(peer, after=after, limit=limit))
 
 
 def _query_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> None:

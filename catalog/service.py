@@ -15,6 +15,7 @@ from catalog.store.database import BadData
 from catalog.store.search import End
 from catalog.store.visible import View
 from catalog.wire import (
+    Change,
     Conflict,
     InstanceRecord,
     Located,
@@ -39,7 +40,7 @@ from certs.credential import Credential
 from certs.dn import DN
 from certs.errors import CredentialError, PermitError
 from certs.log import get_log
-from certs.peer import GATEWAY, OPERATOR, USER, Peer
+from certs.peer import CATALOG, GATEWAY, OPERATOR, USER, Peer
 from certs.permit import Permit, sign
 
 log = get_log()
@@ -87,11 +88,17 @@ class CatalogService:
     def locate(self, request: LocateRequest, peer: Peer) -> Iterator[Located]:
         """Find now, read later (see Store.locate), what the caller may retrieve. Raises CatalogForbidden."""
         if request.purpose == "commit":
-            if GATEWAY not in peer.roles:
+            if GATEWAY not in peer.roles or peer.proxy_policy.kind == "studies":
                 raise CatalogForbidden("only a gateway asks for the commitment of what it was sent")
             self._access.require(peer, "store")
             return self.store.locate(request)
         return self.store.locate(request, self._access.view(peer, "retrieve"))
+
+    def changes(self, peer: Peer, *, after: int, limit: int) -> list[Change]:
+        """Read the change feed: services as they are, an operator who may audit."""
+        if not peer.roles & {GATEWAY, CATALOG}:
+            self._access.require(peer, "audit")
+        return self.store.changes(after=after, limit=limit)
 
     def change_replicas(self, changes: ReplicaChanges) -> ReplicaReply:
         """Apply replica changes; those of unknown objects, or with another digest, are refused by themselves."""
@@ -150,6 +157,8 @@ class CatalogService:
         """
         roles, actor = peer.roles, actor_of(peer)
         granted = frozenset().union(*(_PERMITTED.get(role, frozenset()) for role in roles))
+        if peer.proxy_policy.kind == "studies":
+            granted = granted & {"read"}
         beyond = sorted(set(request.verbs) - granted)
         if beyond:
             raise CatalogRefused(f"your roles may not have {', '.join(beyond)} permitted")
@@ -167,7 +176,8 @@ class CatalogService:
 
     def _check_keys(self, request: PermitRequest, peer: Peer) -> None:
         """Refuse objects that the caller may not retrieve, and permits of a user for somebody else."""
-        if not peer.roles & {GATEWAY, OPERATOR} and DN.parse(request.dn) != peer.dn:
+        for_others = peer.roles & {GATEWAY, OPERATOR} and peer.proxy_policy.kind != "studies"
+        if not for_others and DN.parse(request.dn) != peer.dn:
             raise CatalogForbidden("a permit is for whoever asks for it")
         view = self._access.view(peer, "retrieve")
         if view is not None and (hidden := self.store.hidden(view, keys=request.keys)):

@@ -269,6 +269,29 @@ def test_a_proxy_for_named_studies_sees_those_of_its_owner(filled: CatalogServic
     assert {one.study_uid for one in filled.locate(LocateRequest(studies=tuple(BY_UID)), ann)} == {"1.0"}
 
 
+def test_a_proxy_for_named_studies_of_a_gateway_is_bounded_all_the_same(
+    filled: CatalogService, store: Store, rights: PolicyService
+) -> None:
+    store.put_storage_element(StorageElement(name="se1", site="lf1"))
+    lent = replace(peer_of(GATEWAY), proxied=True, proxy_policy=reading(frozenset({"1.0"})))
+    everything = LocateRequest(studies=tuple(BY_UID))
+    assert {one.study_uid for one in filled.locate(everything, lent)} == {"1.0"}
+    with pytest.raises(CatalogForbidden):
+        filled.locate(everything.model_copy(update={"purpose": "commit"}), lent)
+    key = {uid: next(iter(store.locate(LocateRequest(studies=(uid,))))).object.object_key for uid in ("1.0", "1.17")}
+    for uid, dn in (("1.17", str(lent.dn)), ("1.0", BOB)):
+        with pytest.raises(CatalogForbidden):
+            filled.permit(PermitRequest(dn=dn, se="se1", keys=(key[uid],), verbs=("read",)), lent)
+    with pytest.raises(CatalogRefused, match="may not have write"):
+        filled.permit(PermitRequest(dn=str(lent.dn), se="se1", keys=(key["1.0"],), verbs=("write",)), lent)
+
+
+def test_the_change_feed_is_for_services_and_for_who_may_audit(filled: CatalogService, rights: PolicyService) -> None:
+    assert filled.changes(peer_of(GATEWAY), after=0, limit=1) and filled.changes(operator(), after=0, limit=1)
+    with pytest.raises(CatalogForbidden):
+        filled.changes(peer_of(OPERATOR, name=BOB), after=0, limit=1)
+
+
 def test_permits_are_for_what_may_be_retrieved(filled: CatalogService, store: Store, rights: PolicyService) -> None:
     store.put_storage_element(StorageElement(name="se1", site="lf1"))
     key = {uid: next(iter(store.locate(LocateRequest(studies=(uid,))))).object.object_key for uid in ("1.0", "1.17")}
