@@ -55,6 +55,7 @@ MEASUREMENTS = (
     Measurement("catalog_queries", 15, frozenset(), on_request=True),
     Measurement("channels", 10, frozenset(), on_request=True),
     Measurement("revocation", 5, on_request=True),
+    Measurement("policy", 10, on_request=True),
 )
 NAMES = tuple(one.name for one in MEASUREMENTS)
 
