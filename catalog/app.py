@@ -32,6 +32,8 @@ from catalog.service import CatalogService
 from catalog.store import Store
 from catalog.store.database import BadData
 from catalog.store.search import End
+from catalog.trail import Trail
+from certs.audit.journal import AuditUnavailable, Journal
 from certs.config import IdentityConfig
 from certs.credential import Credential
 from certs.https.problem import ProblemError
@@ -77,11 +79,13 @@ class _Threads:
         return await anyio.to_thread.run_sync(call, limiter=self._writes)
 
 
-def build(store: Store, identity: IdentityConfig, *, version: str, policy_required: bool = False) -> FastAPI:
-    """Make the application of a catalog whose store has its schema."""
+def build(store: Store, identity: IdentityConfig, *, version: str, policy_required: bool = False,
+          journal: Journal | None = None) -> FastAPI:
+    """Make the application of a catalog whose store has its schema; without a journal nothing is recorded."""
     registry = CollectorRegistry()
     access = Access(store, required=policy_required)
-    service = CatalogService(store, Credential(identity.cert, identity.key), CatalogMetrics(registry), access)
+    trail = Trail(journal)
+    service = CatalogService(store, Credential(identity.cert, identity.key), CatalogMetrics(registry), access, trail)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -95,20 +99,21 @@ def build(store: Store, identity: IdentityConfig, *, version: str, policy_requir
                      lifespan=lifespan)
     add_check(app, "database", service.check)
     add_check(app, "policy", access.check)
+    add_check(app, "audit", trail.check)
     threads = _Threads()
     _answer_errors(app)
     _registry_routes(app, service, threads)
     _query_routes(app, service, threads)
     _operator_routes(app, service, threads)
     _place_routes(app, service, threads)
-    add_policy_routes(app, PolicyService(store, access), threads)
+    add_policy_routes(app, PolicyService(store, access, trail), threads)
     return app
 
 
 def _registry_routes(app: FastAPI, service: CatalogService, threads: _Threads) -> None:
     @app.post("/v1/register", summary="Register received instances")
     async def register(batch: wire.RegisterBatch, peer: Writer) -> wire.RegisterReply:
-        return await threads.write(lambda: service.register(batch))
+        return await threads.write(lambda: service.register(batch, peer))
 
     @app.post("/v1/replicas", summary="Report copies that appeared, changed or went")
     async def replicas(changes: wire.ReplicaChanges, peer: Writer) -> wire.ReplicaReply:
@@ -223,7 +228,8 @@ def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    handlers: list[tuple[type[CatalogError], int, str]] = [
+    handlers: list[tuple[type[Exception], int, str]] = [
+        (AuditUnavailable, 503, "audit-unavailable"),
         (UnknownSubject, 404, "no-such-subject"),
         (UnsupportedQuery, 422, "unsupported-query"),
         (BadData, 422, "not-valid"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from certs.config import IdentityConfig, ListenConfig, LogConfig, Table, load_toml
+from certs.config import AuditConfig, IdentityConfig, ListenConfig, LogConfig, Table, load_toml
 
 
 class DatabaseConfig(Table):
@@ -36,6 +36,7 @@ class CatalogConfig(Table):
     database: DatabaseConfig
     catalog: NameConfig
     policy: PolicyConfig = PolicyConfig()
+    audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()
 
 
@@ -43,7 +44,9 @@ def load(path: Path) -> CatalogConfig:
     """Read a configuration file; raises ConfigError naming file, table and key."""
     config = load_toml(path, CatalogConfig)
     url = beside(config.database.url, path.absolute().parent)
-    return config.model_copy(update={"database": DatabaseConfig(url=url)})
+    directory = config.audit.directory or path.absolute().parent / "audit"
+    audit = config.audit.model_copy(update={"directory": directory})
+    return config.model_copy(update={"database": DatabaseConfig(url=url), "audit": audit})
 
 
 def beside(url: str, directory: Path) -> str:

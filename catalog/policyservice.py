@@ -1,11 +1,13 @@
 """The VO's policy as operations, free of HTTP: put in force, explain, share, label, break the glass."""
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 
 from catalog.access import Access, actor_of
 from catalog.errors import CatalogForbidden, CatalogRefused, UnknownSubject
 from catalog.store import Store
+from catalog.trail import Trail
 from catalog.wire import (
     BreakGlassRequest,
     LabelReply,
@@ -31,8 +33,8 @@ log = get_log()
 class PolicyService:
     """Thread-safe; all methods block. Each takes the caller, and raises CatalogForbidden for what it may not do."""
 
-    def __init__(self, store: Store, access: Access) -> None:
-        self._store, self._access = store, access
+    def __init__(self, store: Store, access: Access, trail: Trail) -> None:
+        self._store, self._access, self._trail = store, access, trail
 
     def read(self, version: int | None = None) -> PolicyText:
         """Read the policy in force, or one of its versions. Raises UnknownSubject."""
@@ -59,7 +61,9 @@ class PolicyService:
         if not policy.rights_of(actor).may_ever("administer"):
             raise CatalogRefused(f"under this policy {actor} could not change it again: grant it `administer`, "
                                  "or let somebody send it who keeps it")
-        version = self._store.put_policy(new.text, follows=new.follows, actor=actor)
+        digest = hashlib.sha256(new.text.encode()).hexdigest()
+        with self._trail.doing("policy", peer, detail=f"puts the policy with SHA-256 {digest} in force"):
+            version = self._store.put_policy(new.text, follows=new.follows, actor=actor)
         self._access.forget()
         log.warning("policy_in_force", version=version, by=actor, vo=policy.vo, grants=len(policy.grants))
         return PolicyVersion(version=version, made_at=self._store.policy(version).made_at, made_by=actor)
@@ -81,9 +85,11 @@ class PolicyService:
         """Share a study with an actor or a group."""
         self._access.require(peer, "share", self._facts(peer, request.study_uid))
         grantee = request.grantee if request.grantee.startswith(GROUP) else _canonical(request.grantee)
-        made = self._store.share(Share(
-            study_uid=request.study_uid, grantee=grantee, reason=request.reason, made_by=actor_of(peer),
-            until=datetime.now(UTC) + timedelta(days=request.days)))
+        new = Share(study_uid=request.study_uid, grantee=grantee, reason=request.reason, made_by=actor_of(peer),
+                    until=datetime.now(UTC) + timedelta(days=request.days))
+        detail = f"shared with {grantee} until {new.until:%Y-%m-%dT%H:%MZ}"
+        with self._trail.doing("security", peer, studies=(request.study_uid,), detail=detail):
+            made = self._store.share(new)
         log.info("study_shared", share=made.id, with_=grantee, days=request.days, by=actor_of(peer))
         return made
 
@@ -91,7 +97,9 @@ class PolicyService:
         """End a share at once. Raises UnknownSubject."""
         ended = self._store.share_of(share_id)
         self._access.require(peer, "share", self._facts(peer, ended.study_uid))
-        self._store.unshare(share_id)
+        detail = f"not shared with {ended.grantee} any more"
+        with self._trail.doing("security", peer, studies=(ended.study_uid,), detail=detail):
+            self._store.unshare(share_id)
         log.info("share_ended", share=share_id, by=actor_of(peer))
 
     def shares(self, peer: Peer, study_uid: str | None) -> list[Share]:
@@ -105,7 +113,10 @@ class PolicyService:
     def label(self, peer: Peer, request: LabelRequest) -> LabelReply:
         """Change the labels of a study. Raises CatalogRefused for too many."""
         self._access.require(peer, "label", self._facts(peer, request.study_uid))
-        labels = self._store.relabel(request.study_uid, add=frozenset(request.add), remove=frozenset(request.remove))
+        add, remove = frozenset(request.add), frozenset(request.remove)
+        detail = f"labels on: {', '.join(sorted(add))}; off: {', '.join(sorted(remove))}"
+        with self._trail.doing("security", peer, studies=(request.study_uid,), detail=detail):
+            labels = self._store.relabel(request.study_uid, add=add, remove=remove)
         log.info("study_labelled", labels=len(labels), by=actor_of(peer))
         return LabelReply(labels=tuple(sorted(labels)))
 
@@ -114,7 +125,8 @@ class PolicyService:
 
         Loud: a warning in the log, and an event in the change feed and the audit. Raises UnknownSubject.
         """
-        self._access.require(peer, "break_glass")
+        with self._trail.deciding(peer, "break-glass"):
+            self._access.require(peer, "break_glass")
         minutes = self._access.broken_minutes()
         if not minutes:
             raise UnknownSubject("no policy is in force, or it has no [break_glass]")
@@ -123,9 +135,11 @@ class PolicyService:
             raise CatalogForbidden(f"{request.also} is in no group of yours; a glass is broken for one's own group")
         self._store.facts_of(request.study_uid)
         until = datetime.now(UTC) + timedelta(minutes=minutes)
-        opened = [self._store.share(Share(study_uid=request.study_uid, kind="break_glass", grantee=one, until=until,
-                                          reason=request.reason, made_by=actor))
-                  for one in (actor, request.also) if one is not None]
+        detail = f"for {minutes} minutes{' and ' + request.also if request.also else ''}, because: {request.reason}"
+        with self._trail.doing("emergency", peer, studies=(request.study_uid,), detail=detail):
+            opened = [self._store.share(Share(study_uid=request.study_uid, kind="break_glass", grantee=one,
+                                              until=until, reason=request.reason, made_by=actor))
+                      for one in (actor, request.also) if one is not None]
         log.warning("glass_broken", share=opened[0].id, minutes=minutes, by=actor, also=request.also)
         return opened
 

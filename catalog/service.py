@@ -14,6 +14,7 @@ from catalog.store import Store
 from catalog.store.database import BadData
 from catalog.store.search import End
 from catalog.store.visible import View
+from catalog.trail import Trail
 from catalog.wire import (
     Change,
     Conflict,
@@ -52,10 +53,10 @@ _PERMITTED = {
 class CatalogService:
     """Thread-safe; all methods block, so an event loop calls them in threads."""
 
-    def __init__(self, store: Store, signer: Credential, metrics: CatalogMetrics, access: Access) -> None:
-        self.store, self._signer, self._metrics, self._access = store, signer, metrics, access
+    def __init__(self, store: Store, signer: Credential, metrics: CatalogMetrics, access: Access, trail: Trail) -> None:
+        self.store, self._signer, self._metrics, self._access, self._trail = store, signer, metrics, access, trail
 
-    def register(self, batch: RegisterBatch) -> RegisterReply:
+    def register(self, batch: RegisterBatch, peer: Peer | None = None) -> RegisterReply:
         """Register a batch: what cannot be filed is rejected by itself, all else in one transaction."""
         with self._metrics.register_seconds.time():
             prepared = [_prepared(record) for record in batch.instances]
@@ -66,6 +67,8 @@ class CatalogService:
             self._metrics.registered.labels(result.outcome).inc()
             if result.outcome == "rejected":
                 log.warning("record_rejected", object_key=result.object_key[:128], reason=result.reason)
+        if peer is not None and fit:
+            self._trail.note("store", peer, studies=[one.study_uid for one in fit], count=len(fit))
         return RegisterReply(results=tuple(results))
 
     def _register(self, fit: list[Prepared], site: str) -> list[RegisterResult]:
@@ -81,12 +84,19 @@ class CatalogService:
 
     def query(self, query: Query, peer: Peer) -> Iterator[Row | End]:
         """Find now, read later (see Store.query), what the caller may find. Raises CatalogForbidden."""
-        view = self._access.view(peer, "find")
+        with self._trail.deciding(peer, "query"):
+            view = self._access.view(peer, "find")
+        self._trail.note("query", peer, detail=f"at {query.level} level")
         with self._metrics.query_seconds.labels(query.level).time():
             return self.store.query(query, view)
 
     def locate(self, request: LocateRequest, peer: Peer) -> Iterator[Located]:
         """Find now, read later (see Store.locate), what the caller may retrieve. Raises CatalogForbidden."""
+        with self._trail.deciding(peer, "locate"):
+            found = self._locate(request, peer)
+        return found if request.purpose == "commit" else self._trail.located(found, peer)
+
+    def _locate(self, request: LocateRequest, peer: Peer) -> Iterator[Located]:
         if request.purpose == "commit":
             if GATEWAY not in peer.roles or peer.proxy_policy.kind == "studies":
                 raise CatalogForbidden("only a gateway asks for the commitment of what it was sent")
@@ -108,14 +118,20 @@ class CatalogService:
 
     def retire(self, request: RetireRequest, peer: Peer) -> RetireReply:
         """Retire instances. Raises CatalogForbidden, with nothing done, unless all may be deleted by the caller."""
+        actor = actor_of(peer)
+        with self._trail.deciding(peer, "delete"):
+            self._may_delete(request, peer)
+        with self._trail.doing("delete", peer, count=len(request.instances)):
+            retired = self.store.retire(request.instances)
+        log.info("retired", instances=retired, by=actor)
+        return RetireReply(retired=retired)
+
+    def _may_delete(self, request: RetireRequest, peer: Peer) -> None:
         view, actor = self._access.view(peer, "delete"), actor_of(peer)
         if view is not None and (beyond := self.store.hidden(view, instances=request.instances)):
             beyond -= self.store.hidden(View("delete"), instances=request.instances)
             if beyond:
                 raise CatalogForbidden(f"{beyond} of the instances are of studies that {actor} may not delete")
-        retired = self.store.retire(request.instances)
-        log.info("retired", instances=retired, by=actor)
-        return RetireReply(retired=retired)
 
     def remove_element(self, name: str, peer: Peer, *, lost: bool) -> RemovedReply:
         """Take a storage element out; with `lost`, what it has counts as lost, else it must have nothing.
@@ -162,7 +178,8 @@ class CatalogService:
         beyond = sorted(set(request.verbs) - granted)
         if beyond:
             raise CatalogRefused(f"your roles may not have {', '.join(beyond)} permitted")
-        self._check_keys(request, peer)
+        with self._trail.deciding(peer, "permit"):
+            self._check_keys(request, peer)
         if request.se not in {element.name for element in self.store.storage_elements()}:
             raise UnknownSubject("no storage element of that name is registered")
         expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=request.seconds)
@@ -171,6 +188,8 @@ class CatalogService:
             token = sign(permit, self._signer)
         except (PermitError, CredentialError) as error:
             raise CatalogRefused(str(error)) from error
+        what = f"{', '.join(request.verbs)} at {request.se} for {request.dn}"
+        self._trail.note("permit", peer, count=len(request.keys), detail=what)
         log.info("permit_signed", for_dn=request.dn, se=request.se, objects=len(request.keys), by=actor)
         return PermitReply(token=token, expires=expires)
 

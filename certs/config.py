@@ -57,6 +57,17 @@ class IdentityConfig(Table):
     ssh_known_hosts: ConfigPath | None = None
 
 
+class AuditConfig(Table):
+    """``[audit]``: where the audit trail is kept (default: `audit` beside this file), and what a full disk means.
+
+    ``when_full``: "continue" goes on, holds records in memory while there is room, counts and tells what is lost;
+    "refuse" does nothing that cannot be recorded.
+    """
+
+    directory: ConfigPath | None = None
+    when_full: Literal["continue", "refuse"] = "continue"
+
+
 class LogConfig(Table):
     """``[log]``: how much and in which form, on stderr."""
 

@@ -16,6 +16,7 @@ from certs.errors import CertsError
 _HIDDEN = {"process": ("dgis.cli.serve", "process_group")}
 _COMMANDS = {
     "ae": ("dgis.cli.ae", "Application entities: who may do what, and where to send."),
+    "audit": ("dgis.cli.audit", "The audit trail: is it whole, and what does it say."),
     "commit": ("dgis.cli.commit", "Storage commitment: what others asked of us, and asking another AE."),
     "conflicts": ("dgis.cli.conflicts", "Instances that came twice with different content."),
     "conformance": ("dgis.cli.conformance", "The DICOM Conformance Statement of a node."),

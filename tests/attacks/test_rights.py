@@ -182,3 +182,8 @@ def test_a_glass_is_broken(ward: Ward) -> None:
     assert "glass_broken" in log and ANN in log and "unconscious" not in log
     shares = json.loads(ward.grid.cli("policy", "shares", "--format", "json").stdout)
     assert {row["with"] for row in shares} == {ANN, "ae:READER@local"}
+    loud = json.loads(ward.grid.cli("audit", "search", "--kind", "emergency", "--format", "json").stdout)
+    assert [(row["actor"], row["studies"]) for row in loud] == [(ANN, [ward.uid["MR"]])]
+    refused = json.loads(ward.grid.cli("audit", "search", "--kind", "refused", "--format", "json").stdout)
+    assert any(row["detail"].startswith("break-glass: No.") for row in refused)
+    assert ward.grid.cli("audit", "verify").returncode == 0

@@ -13,6 +13,7 @@ from catalog.metrics import CatalogMetrics
 from catalog.service import CatalogService
 from catalog.store import Store
 from catalog.store.database import Database
+from catalog.trail import Trail
 from certs.credential import Credential
 from tests.helpers.catalogdb import PostgreSQL, postgresql
 
@@ -61,4 +62,4 @@ def store(database: Database) -> Store:
 def service(store: Store) -> CatalogService:
     """The service without HTTP; it signs nothing here."""
     signer = Credential(Path("none"), Path("none"))
-    return CatalogService(store, signer, CatalogMetrics(CollectorRegistry()), Access(store))
+    return CatalogService(store, signer, CatalogMetrics(CollectorRegistry()), Access(store), Trail(None))

@@ -15,6 +15,7 @@ from catalog.policyservice import PolicyService
 from catalog.service import CatalogService
 from catalog.store import Store
 from catalog.store.search import End
+from catalog.trail import Trail
 from catalog.wire import (
     BreakGlassRequest,
     LabelRequest,
@@ -129,7 +130,7 @@ def access(filled: CatalogService) -> Access:
 
 @pytest.fixture
 def rights(store: Store, access: Access) -> PolicyService:
-    service = PolicyService(store, access)
+    service = PolicyService(store, access, Trail(None))
     service.put(operator(), PolicyPut(text=POLICY, follows=0))
     return service
 
@@ -323,7 +324,7 @@ def test_without_a_policy_roles_decide_alone(filled: CatalogService, access: Acc
     with pytest.raises(CatalogForbidden):
         closed.view(peer_of(GATEWAY, acting_for=VIEWER), "find")
     assert closed.view(peer_of(GATEWAY), "find") is None
-    PolicyService(store, closed).put(operator(), PolicyPut(text=POLICY, follows=0))
+    PolicyService(store, closed, Trail(None)).put(operator(), PolicyPut(text=POLICY, follows=0))
     assert closed.view(peer_of(GATEWAY, acting_for=VIEWER), "find") is not None
 
 
