@@ -44,9 +44,14 @@ def load(path: Path) -> CatalogConfig:
     """Read a configuration file; raises ConfigError naming file, table and key."""
     config = load_toml(path, CatalogConfig)
     url = beside(config.database.url, path.absolute().parent)
-    directory = config.audit.directory or path.absolute().parent / "audit"
+    directory = config.audit.directory or _state_of(url, path.absolute().parent) / "audit"
     audit = config.audit.model_copy(update={"directory": directory})
     return config.model_copy(update={"database": DatabaseConfig(url=url), "audit": audit})
+
+
+def _state_of(url: str, directory: Path) -> Path:
+    """Name the directory that the catalog writes to: its database's, without one the configuration's."""
+    return Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite:///") else directory
 
 
 def beside(url: str, directory: Path) -> str:

@@ -58,7 +58,7 @@ class IdentityConfig(Table):
 
 
 class AuditConfig(Table):
-    """``[audit]``: where the audit trail is kept (default: `audit` beside this file), and what a full disk means.
+    """``[audit]``: where the audit trail is kept (default: `audit` beside the database), and what a full disk means.
 
     ``when_full``: "continue" goes on, holds records in memory while there is room, counts and tells what is lost;
     "refuse" does nothing that cannot be recorded.

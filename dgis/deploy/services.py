@@ -150,6 +150,7 @@ def _catalog(site: Site, service: Service) -> Mapping[str, Any]:
         "identity": _identity(service),
         "database": {"url": f"sqlite:///{STATE}/{service.directory}/catalog.sqlite"},
         "catalog": {"site": site.name, "name": service.element},
+        "audit": {"directory": f"{STATE}/{service.directory}/audit"},
     }
 
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from catalog.app import build
-from catalog.config import CatalogConfig, beside
+from catalog.config import CatalogConfig, beside, load
 from catalog.metrics import CatalogMetrics
 from catalog.store import Store
 from catalog.store.database import Database
@@ -37,6 +37,18 @@ def test_every_setting_is_documented() -> None:
         assert issubclass(model, BaseModel)
         line = next(line for line in PAGE.splitlines() if line.startswith(f"| `[{table}]`"))
         assert [name for name in model.model_fields if f"`{name}`" not in line] == []
+
+
+def test_the_audit_trail_lies_where_the_catalog_writes(tmp_path: Path) -> None:
+    text = "[identity]\ncert = 'c'\nkey = 'k'\ntrust = 't'\n[catalog]\nsite = 'a'\n[database]\nurl = '{}'\n"
+    file = tmp_path / "etc.toml"
+    for url, wanted in (
+        ("sqlite:////var/lib/dgis/c.sqlite", Path("/var/lib/dgis/audit")),
+        ("sqlite:///state/c.sqlite", tmp_path / "state" / "audit"),
+        ("postgresql://dgis@db/dgis", tmp_path / "audit"),
+    ):
+        file.write_text(text.format(url))
+        assert load(file).audit.directory == wanted
 
 
 def test_relative_databases_lie_beside_their_configuration() -> None:
