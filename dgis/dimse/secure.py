@@ -47,6 +47,8 @@ class TlsDoor:
             chain = tls.chain_of(connection)
         except CertsError as error:
             raise PeerRefused(str(error)) from error
+        if chain.proxy_policy.kind != "full":  # an association knows no half of somebody's rights
+            raise PeerRefused(f"the proxy of {chain.dn} hands on less than all rights: show the certificate itself")
         judge = partial(_refusal, self._context.trust, chain)
         refused = judge()
         if refused is not None:

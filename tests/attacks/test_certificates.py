@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +31,7 @@ from certs.permit import Permit
 from certs.policy import Rule, decide
 from certs.proxyinfo import LIMITED, ProxyCertInfo, reading
 from certs.trust import Trust
+from dgis.dimse.secure import PeerRefused, TlsDoor
 from storage_provider.access import AreaRules
 from tests.helpers.pki import ORGANISATION, SiteHome, write_credential
 
@@ -360,6 +363,29 @@ def test_limited_proxy_where_full_is_needed(site: SiteHome, door: str) -> None:
     rules = AreaRules({GATEWAY: frozenset({"read", "write", "delete"})})
     assert rules.decide(peer, "read", "k", None).allowed and rules.decide(peer, "write", "k", None).allowed
     assert not rules.decide(peer, "delete", "k", None).allowed
+
+
+@pytest.mark.parametrize("policy", [LIMITED, reading(frozenset({"1.2.3"}))], ids=["limited", "studies"])
+def test_restricted_proxy_over_dicom_tls(site: SiteHome, policy: proxyinfo.ProxyPolicy) -> None:
+    """A limited proxy, or one for named studies, on DICOM TLS -> refused: an association has all rights of its DN."""
+    for name, info, allowed in (("all", proxyinfo.FULL, True), (policy.kind, policy, False)):
+        caller = proxy(site, f"dicom-{name}.proxy", info=proxyinfo.build(ProxyCertInfo(info)))
+        context = ssl.create_default_context(cafile=site.trust / "ca.pem")
+        context.check_hostname = False
+        context.load_cert_chain(caller.cert, caller.key)
+        near, far = socket.socketpair()
+        shaken = threading.Thread(target=lambda: context.wrap_socket(near).close())  # noqa: B023  joined below
+        shaken.start()
+        door = TlsDoor(site.host("dicom"))
+        connection = door.wrap(far)
+        connection.do_handshake()
+        if allowed:
+            assert door.identify(connection)[0] == f"/O={ORGANISATION}/OU=People/CN=joe"
+        else:
+            with pytest.raises(PeerRefused, match="less than all rights"):
+                door.identify(connection)
+        shaken.join(10)
+        connection.close()
 
 
 def test_study_proxy_beyond_its_studies(site: SiteHome, door: str) -> None:
